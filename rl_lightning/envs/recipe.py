@@ -1,0 +1,247 @@
+"""How to make envs: plain, picklable data that a worker process or an evaluation can make its own envs from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+import cloudpickle  # type: ignore[import-untyped]
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rl_lightning.envs.checks import check_is_env
+from rl_lightning.envs.pool import EnvPool, SinglePool
+from rl_lightning.envs.vector_pool import VectorPool
+from rl_lightning.envs.wrappers import EpisodeEnds
+from rl_lightning.types import ConfigurationError
+
+Vectorization: TypeAlias = Literal["sync", "async", "vector_entry_point"]
+EnvSource: TypeAlias = str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[..., Any]
+
+_VECTORIZATIONS = ("sync", "async", "vector_entry_point")
+_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari"}
+
+
+@dataclass(frozen=True)
+class EnvRecipe:
+    """What `make` makes a pool of envs from.
+
+    A recipe can be sent to another process, lambdas and local functions included; only a recipe of a live env cannot.
+
+    Attributes:
+        source: a gymnasium id ("CartPole-v1", "package:Name-v0"), an EnvSpec, a factory that returns an env or a vector
+            env, or a live env or vector env (which `make` then wraps, and `EnvPool.close` leaves open).
+        num_envs: how many envs. A vector env has its own number.
+        vectorization: "sync" steps the envs one after another in this process, "async" each in a process of its own,
+            "vector_entry_point" uses the id's own vectorised version.
+        env_kwargs: passed to the env's constructor, or to the factory.
+        wrappers: applied to each env in this order, the first innermost; callables from env to env.
+        max_episode_len: in env steps; an episode that reaches it is cut off (truncated).
+    """
+
+    source: EnvSource
+    num_envs: int = 1
+    vectorization: Vectorization = "sync"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: tuple[Callable[[Any], Any], ...] = ()
+    max_episode_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.vectorization not in _VECTORIZATIONS:
+            raise ConfigurationError(f"vectorization={self.vectorization!r}: one of {', '.join(_VECTORIZATIONS)}.")
+        for name, value in (("num_envs", self.num_envs), ("max_episode_len", self.max_episode_len)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1.")
+        if not isinstance(self.source, str | EnvSpec) and not callable(self.source):
+            check_is_env(self.source)
+        if self._is_live:
+            self._check_live()
+
+    def make(self) -> EnvPool:
+        """New envs, ready for `reset`; of a live env, that very env.
+
+        Raises:
+            ConfigurationError: no such id, a missing package, or settings that do not go together.
+        """
+        if isinstance(self.source, VectorEnv):
+            return VectorPool(self.source, max_episode_len=self.max_episode_len, owns_env=False)
+        if isinstance(self.source, gym.Env):
+            return SinglePool(self.source, max_episode_len=self.max_episode_len, owns_env=False)
+        if self.vectorization == "vector_entry_point":
+            return VectorPool(self._make_entry_point())
+        if self.vectorization == "async" and isinstance(self.source, str | EnvSpec):
+            return self._make_async()
+        first = _make_env(self)
+        if isinstance(first, VectorEnv):
+            return self._adopt(first)
+        if self.vectorization == "async":
+            first.close()
+            return self._make_async()
+        if self.num_envs == 1:
+            return SinglePool(first, max_episode_len=self.max_episode_len)
+        parts: list[Callable[[], gym.Env[Any, Any]]] = [lambda: EpisodeEnds(first, self.max_episode_len)]
+        parts += [functools.partial(_make_vector_part, self)] * (self.num_envs - 1)
+        # The pool makes its own copies, so a second one here would be wasted.
+        return VectorPool(SyncVectorEnv(parts, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
+
+    def replace(self, **changes: Any) -> EnvRecipe:
+        """The same recipe with some attributes changed."""
+        return dataclasses.replace(self, **changes)
+
+    def evaluation(self) -> EnvRecipe:
+        """The recipe of envs that evaluation can have for itself: this one, or for a live env, one like it.
+
+        Raises:
+            ConfigurationError: nothing tells how the live env was made.
+        """
+        if not self._is_live:
+            return self
+        source = cast(gym.Env[Any, Any] | VectorEnv[Any, Any, Any], self.source)
+        spec = source.spec
+        if spec is None or any(wrapper.kwargs is None for wrapper in spec.additional_wrappers):
+            raise ConfigurationError(
+                f"evaluation needs an env of its own, and {source} does not say how it was made. Give a gymnasium id, "
+                "a factory (a function that returns an env) or an EnvModule instead of the env itself."
+            )
+        if isinstance(source, VectorEnv):
+            return EnvRecipe(functools.partial(gym.make_vec, spec))
+        return EnvRecipe(spec, max_episode_len=self.max_episode_len)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._is_live:
+            raise ConfigurationError(
+                f"{self.source} cannot be sent to another process: an env that survives pickling may come back freshly "
+                "reset. Give a gymnasium id, a factory or an EnvModule instead of the env itself."
+            )
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        try:
+            # Unlike pickle, this takes lambdas and local functions, and gymnasium depends on it anyway.
+            return _unpickle, (cloudpickle.dumps(fields),)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{self.source} cannot be sent to another process ({error}). Give a gymnasium id, or a function that "
+                "makes the env from scratch and holds no open files, locks, renderers or the like."
+            ) from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnvRecipe:
+        # Nothing in it changes, and a live env must stay the one that it is.
+        return self
+
+    @property
+    def _is_live(self) -> bool:
+        return isinstance(self.source, gym.Env | VectorEnv)
+
+    def _check_live(self) -> None:
+        own = self.source.num_envs if isinstance(self.source, VectorEnv) else 1
+        if self.num_envs not in (1, own) or self.vectorization != "sync" or self.env_kwargs or self.wrappers:
+            raise ConfigurationError(
+                f"{self.source} is one live env: num_envs, vectorization, env_kwargs and wrappers need a gymnasium id "
+                "or a factory to make envs from."
+            )
+        object.__setattr__(self, "num_envs", own)
+
+    def _adopt(self, env: VectorEnv[Any, Any, Any]) -> EnvPool:
+        if self.num_envs not in (1, env.num_envs) or self.vectorization != "sync" or self.wrappers:
+            env.close()
+            raise ConfigurationError(
+                f"the factory returned {env}, a vector env of {env.num_envs} envs: num_envs={self.num_envs}, "
+                f"vectorization={self.vectorization!r} and wrappers need a factory of one env. Leave them out."
+            )
+        return VectorPool(env, max_episode_len=self.max_episode_len)
+
+    def _make_async(self) -> EnvPool:
+        # Forking a process whose torch has started threads can deadlock.
+        context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        parts = [functools.partial(_make_vector_part, self)] * self.num_envs
+        return VectorPool(AsyncVectorEnv(parts, copy=False, context=context, autoreset_mode=AutoresetMode.SAME_STEP))
+
+    def _make_entry_point(self) -> VectorEnv[Any, Any, Any]:
+        if not isinstance(self.source, str | EnvSpec) or self.wrappers:
+            raise ConfigurationError(
+                'vectorization="vector_entry_point" needs a gymnasium id and no wrappers: it makes all envs as one.'
+            )
+        kwargs = dict(self.env_kwargs)
+        spec = self.source if isinstance(self.source, EnvSpec) else _from_registry(gym.spec, self.source)
+        if spec.vector_entry_point is None:
+            raise ConfigurationError(f'{spec.id} has no vectorised version. Use vectorization="sync" or "async".')
+        if self.max_episode_len is not None:
+            kwargs["max_episode_steps"] = min(self.max_episode_len, spec.max_episode_steps or self.max_episode_len)
+        mode = gym.VectorizeMode.VECTOR_ENTRY_POINT
+        made = _from_registry(gym.make_vec, self.source, num_envs=self.num_envs, vectorization_mode=mode, **kwargs)
+        return cast(VectorEnv[Any, Any, Any], made)
+
+
+def as_recipe(env: Any) -> EnvRecipe:
+    """The recipe of anything that an env can be given as: a gymnasium id, an EnvSpec, an env, a vector env, a factory
+    of either, or a recipe.
+
+    Raises:
+        ConfigurationError: none of these, or an env of the old `gym` package.
+    """
+    return env if isinstance(env, EnvRecipe) else EnvRecipe(env)
+
+
+def _make_env(recipe: EnvRecipe) -> Any:
+    """One env, wrapped; or the vector env that a factory returned."""
+    source = recipe.source
+    if isinstance(source, str | EnvSpec):
+        # Pools check every step themselves; gymnasium's checker would do it again, slower.
+        env = _from_registry(gym.make, source, disable_env_checker=True, **recipe.env_kwargs)
+    else:
+        assert callable(source)
+        env = source(**recipe.env_kwargs)
+        check_is_env(env)
+    if isinstance(env, VectorEnv):
+        return env
+    for wrap in recipe.wrappers:
+        env = wrap(env)
+        check_is_env(env)
+    return env
+
+
+def _make_vector_part(recipe: EnvRecipe) -> EpisodeEnds:
+    return EpisodeEnds(_make_env(recipe), recipe.max_episode_len)
+
+
+def _unpickle(fields: bytes) -> EnvRecipe:
+    return EnvRecipe(**cloudpickle.loads(fields))
+
+
+def _from_registry(function: Callable[..., Any], source: str | EnvSpec, **kwargs: Any) -> Any:
+    """Call one of gymnasium's functions that look an id up, and say the cure where it fails."""
+    # Atari's package registers its ids only once it is imported.
+    name = f"ale_py:{source}" if isinstance(source, str) and source.startswith("ALE/") else source
+    try:
+        return function(name, **kwargs)
+    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
+        raise ConfigurationError(f"{error} {_nearest(str(source))}") from error
+    except gym.error.DependencyNotInstalled as error:
+        raise _missing_package(source, error) from error
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS and "registration via importing a module failed" not in str(error):
+            raise
+        raise _missing_package(source, error) from error
+
+
+def _nearest(env_id: str) -> str:
+    name = env_id.rpartition(":")[2]
+    by_lower = {known.lower(): known for known in gym.registry}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    if not near:
+        return "Known ids: gymnasium.pprint_registry(). If a package of yours registers it, write 'package:Name-v0'."
+    return f"Nearest ids: {', '.join(by_lower[match] for match in near)}."
+
+
+def _missing_package(source: str | EnvSpec, error: Exception) -> ConfigurationError:
+    env_id = source if isinstance(source, str) else source.id
+    text = str(error).lower()
+    extra = next((extra for package, extra in _EXTRAS.items() if package in text), None)
+    cure = f'pip install "rl-lightning[{extra}]"' if extra else "install the package that the message names"
+    return ConfigurationError(f"{env_id} needs a package that is not installed: {cure}. ({error})")

@@ -1,0 +1,74 @@
+"""The words every layer shares: what one step is, what a batch is, and what can go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array: TypeAlias = NDArray[Any]
+ObsArray: TypeAlias = Array | dict[str, Array]
+"""Observations of B envs: one array [B, *O], or for Dict and Tuple spaces one array per leaf, keyed by its path."""
+ObsTensor: TypeAlias = Tensor | dict[str, Tensor]
+Extras: TypeAlias = dict[str, Tensor]
+"""What an agent wants remembered beside its action, each [B, ...]."""
+Batch: TypeAlias = dict[str, Any]
+"""Field name -> tensor [N, ...]; `obs` and `next_obs` are a dict of tensors where the space is a Dict or a Tuple."""
+Metrics: TypeAlias = Mapping[str, Tensor | float]
+StepFn: TypeAlias = Callable[[str, Tensor], None]
+"""`step(optimizer_name, loss)`: the agent says what to minimise and in which order, the caller says how."""
+
+
+class Transition(NamedTuple):
+    """One step of B envs, on the host.
+
+    Attributes:
+        obs: [B, *O] the observations that were acted on.
+        action: [B, *A] as the agent gave them (integers count from 0, whatever the space's own start).
+        reward: [B] float32, in the env's own units; neither clipped nor scaled.
+        next_obs: [B, *O] what followed. At an episode's end the true last observation, never the first of the next.
+        terminated: [B] bool, the env ended the episode: nothing follows, nothing is bootstrapped.
+        truncated: [B] bool, the episode was cut off (time limit): the value of `next_obs` still counts.
+        extras: what `Agent.act` returned beside the action, each [B, ...].
+        valid: [B] bool, False where a vector env only reset itself (autoreset on the next step) and nothing was
+            experienced; such rows reach no memory. None where all are valid.
+    """
+
+    obs: ObsArray
+    action: Array
+    reward: NDArray[np.float32]
+    next_obs: ObsArray
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    extras: dict[str, Array]
+    valid: NDArray[np.bool_] | None = None
+
+
+class ConfigurationError(ValueError):
+    """Arguments that cannot work together, found before any training."""
+
+
+class ShapeError(ValueError):
+    """Arrays or tensors whose shapes do not fit each other."""
+
+
+class EnvError(RuntimeError):
+    """An env that breaks its contract: wrong API, shape or dtype, NaN, an action outside its space."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A NaN or an infinity where training cannot go on: a loss, a reward, an observation."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed; the message holds its number, pid, env step and traceback."""
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function` to an array or to every array of a dict of arrays."""
+    if isinstance(tree, dict):
+        return {key: tree_map(function, leaf) for key, leaf in tree.items()}
+    return function(tree)

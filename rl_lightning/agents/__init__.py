@@ -1,0 +1,10 @@
+"""Agents: one file an algorithm, each a plain module that acts and learns."""
+
+from __future__ import annotations
+
+from rl_lightning.agents.a2c import A2C
+from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.dqn import DQN
+from rl_lightning.agents.ppo import PPO
+
+__all__ = ["A2C", "DQN", "PPO", "Agent"]

@@ -1,0 +1,122 @@
+"""Advantage actor-critic (Mnih et al., 2016, arXiv:1602.01783), with all envs in step: no worker learns on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gymnasium import Space
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer, RMSprop
+
+from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy
+from rl_lightning.functional import explained_variance, gae, normalize
+from rl_lightning.memory import RolloutMemory
+from rl_lightning.nn import ActorCritic
+from rl_lightning.types import Batch, Extras, Metrics, ObsTensor, StepFn, tree_map
+
+
+class A2C(Agent):
+    """For Discrete, MultiDiscrete, MultiBinary and Box actions; one optimizer, "actor_critic".
+
+    Tunables: `entropy_weight`.
+
+    Args:
+        lr: the optimizer's learning rate.
+        discount: per env step.
+        trace_decay: lambda of the advantage estimates (`functional.gae`); 1 is the paper's n-step return.
+        num_steps: length of a rollout, in steps of each env; one learning step follows each.
+        entropy_weight: of the policy's entropy, in nats, in the objective.
+        value_weight: of the value function's squared error in the loss.
+        max_grad_norm: the norm that the gradient of all parameters together is clipped to. None: no limit.
+        normalize_advantage: to mean 0 and standard deviation 1 in each rollout.
+        use_rmsprop: the paper's optimizer; False is Adam.
+        hidden_sizes, activation: of the policy network and of the value network.
+    """
+
+    entropy_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        lr: float = 7e-4,
+        discount: float = 0.99,
+        trace_decay: float = 1.0,
+        num_steps: int = 5,
+        entropy_weight: float = 0.0,
+        value_weight: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        normalize_advantage: bool = False,
+        use_rmsprop: bool = True,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        self.lr = lr
+        self.discount = discount
+        self.trace_decay = trace_decay
+        self.num_steps = num_steps
+        self.value_weight = value_weight
+        self.max_grad_norm = max_grad_norm
+        self.normalize_advantage = normalize_advantage
+        self.use_rmsprop = use_rmsprop
+        self.hidden_sizes = hidden_sizes
+        self.activation = activation
+        self.add_tunable("entropy_weight", entropy_weight)
+
+    def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        """Make the policy and the value network."""
+        self.observation_space, self.action_space = observation_space, action_space
+        if not has_policy(action_space):
+            raise self.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
+        self.network = ActorCritic(
+            observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
+        )
+
+    def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
+        """Sample from the policy, or take its mode; the value network does not run."""
+        return self.network.act(obs, explore=explore)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Batch) -> Batch:
+        """What to learn from a rollout: fields obs, action, advantage, return, each [T, B, ...]."""
+        rollout = tree_map(lambda field: field.to(self.entropy_weight.device), rollout)
+        _, value, next_value = evaluate_rollout(self.network, rollout)
+        terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
+        decays = {"discount": self.discount, "trace_decay": self.trace_decay}
+        advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)
+        return {
+            "obs": rollout["obs"],
+            "action": chosen_action(rollout),
+            "advantage": advantage,
+            "return": advantage + value,
+        }
+
+    def update(self, batch: Batch, step: StepFn) -> Metrics:
+        """One learning step on what `prepare` made of a rollout."""
+        policy, value = self.network(batch["obs"])
+        advantage = normalize(batch["advantage"]) if self.normalize_advantage else batch["advantage"]
+        policy_loss = -(policy.log_prob(batch["action"]) * advantage).mean()
+        value_loss = F.mse_loss(value, batch["return"])
+        entropy = policy.entropy().mean()
+        step("actor_critic", policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy)
+        return {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "explained_variance": explained_variance(value.detach(), batch["return"]),
+        }
+
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """RMSprop with the paper's decay, or Adam."""
+        parameters = self.network.parameters()
+        if self.use_rmsprop:
+            return {"actor_critic": RMSprop(parameters, lr=self.lr, alpha=0.99, eps=1e-5, foreach=True)}
+        return {"actor_critic": Adam(parameters, lr=self.lr, eps=1e-5, fused=True)}
+
+    def make_memory(self, num_envs: int) -> RolloutMemory:
+        """Rollouts of `num_steps` steps of each env, each learned from once and whole."""
+        return RolloutMemory(self.num_steps, num_envs, prepare=self.prepare)

@@ -1,0 +1,176 @@
+"""Proximal policy optimisation with a clipped objective (Schulman et al., 2017, arXiv:1707.06347)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gymnasium import Space
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy
+from rl_lightning.functional import explained_variance, gae, normalize
+from rl_lightning.memory import RolloutMemory
+from rl_lightning.nn import ActorCritic
+from rl_lightning.types import Batch, ConfigurationError, Extras, Metrics, ObsTensor, StepFn, tree_map
+
+
+class PPO(Agent):
+    """For Discrete, MultiDiscrete, MultiBinary and Box actions; one optimizer, "actor_critic".
+
+    Tunables: `clip_range`, `entropy_weight`.
+
+    Args:
+        lr: Adam's learning rate.
+        discount: per env step.
+        trace_decay: lambda of the advantage estimates (`functional.gae`).
+        num_steps: length of a rollout, in steps of each env.
+        num_epochs: passes over each rollout.
+        num_minibatches: learning steps in a pass.
+        clip_range: how far the probability of an action may move from the rollout's, as a ratio to it, before the
+            objective is cut off.
+        clip_range_value: the same for the value function, in units of the return. None: no limit.
+        entropy_weight: of the policy's entropy, in nats, in the objective.
+        value_weight: of the value function's squared error in the loss.
+        max_grad_norm: the norm that the gradient of all parameters together is clipped to. None: no limit.
+        normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
+        target_kl: leave out the rest of a rollout's learning steps once the policy has moved further than this, in
+            nats. None: no limit.
+        hidden_sizes, activation: of the policy network and of the value network.
+    Raises:
+        ConfigurationError: a number out of range.
+    """
+
+    clip_range: Tensor
+    entropy_weight: Tensor
+    approx_kl: Tensor
+    explained_variance: Tensor
+
+    def __init__(
+        self,
+        *,
+        lr: float = 3e-4,
+        discount: float = 0.99,
+        trace_decay: float = 0.95,
+        num_steps: int = 128,
+        num_epochs: int = 4,
+        num_minibatches: int = 4,
+        clip_range: float = 0.2,
+        clip_range_value: float | None = None,
+        entropy_weight: float = 0.0,
+        value_weight: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        normalize_advantage: bool = True,
+        target_kl: float | None = None,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        if not clip_range > 0:
+            raise ConfigurationError(f"PPO(clip_range={clip_range}): it must be above 0, or the policy never moves.")
+        self.lr = lr
+        self.discount = discount
+        self.trace_decay = trace_decay
+        self.num_steps = num_steps
+        self.num_epochs = num_epochs
+        self.num_minibatches = num_minibatches
+        self.clip_range_value = clip_range_value
+        self.value_weight = value_weight
+        self.max_grad_norm = max_grad_norm
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.hidden_sizes = hidden_sizes
+        self.activation = activation
+        self.add_tunable("clip_range", clip_range)
+        self.add_tunable("entropy_weight", entropy_weight)
+        # Buffers, so that a checkpoint between two minibatches of a rollout still has them.
+        self.register_buffer("approx_kl", torch.zeros(()))
+        self.register_buffer("explained_variance", torch.zeros(()))
+
+    def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        """Make the policy and the value network."""
+        self.observation_space, self.action_space = observation_space, action_space
+        if not has_policy(action_space):
+            raise self.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
+        self.network = ActorCritic(
+            observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
+        )
+
+    def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
+        """Sample from the policy, or take its mode; the value network does not run."""
+        return self.network.act(obs, explore=explore)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Batch) -> Batch:
+        """What to learn from a rollout: fields obs, action, log_prob, advantage, return, each [T, B, ...]."""
+        rollout = tree_map(lambda field: field.to(self.approx_kl.device), rollout)
+        log_prob, value, next_value = evaluate_rollout(self.network, rollout)
+        terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
+        decays = {"discount": self.discount, "trace_decay": self.trace_decay}
+        advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)
+        self.approx_kl = torch.zeros_like(self.approx_kl)
+        self.explained_variance = explained_variance(value, advantage + value)
+        return {
+            "obs": rollout["obs"],
+            "action": chosen_action(rollout),
+            "log_prob": log_prob,
+            "advantage": advantage,
+            "return": advantage + value,
+        }
+
+    def update(self, batch: Batch, step: StepFn) -> Metrics:
+        """One learning step on a minibatch of what `prepare` made."""
+        policy, value = self.network(batch["obs"])
+        advantage = normalize(batch["advantage"]) if self.normalize_advantage else batch["advantage"]
+
+        log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
+        ratio = log_ratio.exp()
+        # The same as min(ratio * A, clip(ratio, 1 - c, 1 + c) * A), equation 7, for either sign of A.
+        limit = advantage + self.clip_range * advantage.abs()
+        policy_loss = -torch.minimum(ratio * advantage, limit).mean()
+        value_loss = self._value_loss(value, batch)
+        entropy = policy.entropy().mean()
+        step("actor_critic", policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy)
+
+        with torch.no_grad():
+            # Schulman's estimate of KL(old || new): unbiased and never negative (joschu.net/blog/kl-approx.html).
+            self.approx_kl = (ratio - 1 - log_ratio).mean()
+            return {
+                "policy_loss": policy_loss.detach(),
+                "value_loss": value_loss.detach(),
+                "entropy": entropy.detach(),
+                "approx_kl": self.approx_kl,
+                "clip_fraction": ((ratio - 1).abs() > self.clip_range).float().mean(),
+                "explained_variance": self.explained_variance,
+            }
+
+    def _value_loss(self, value: Tensor, batch: Batch) -> Tensor:
+        target: Tensor = batch["return"]
+        error = (value - target).square()
+        if self.clip_range_value is None:
+            return error.mean()
+        old = target - batch["advantage"]
+        clipped = old + (value - old).clamp(-self.clip_range_value, self.clip_range_value)
+        return torch.maximum(error, (clipped - target).square()).mean()
+
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """Adam, with the epsilon that the authors' code uses."""
+        return {"actor_critic": Adam(self.network.parameters(), lr=self.lr, eps=1e-5, fused=True)}
+
+    def make_memory(self, num_envs: int) -> RolloutMemory:
+        """Rollouts of `num_steps` steps of each env."""
+        return RolloutMemory(
+            self.num_steps,
+            num_envs,
+            num_epochs=self.num_epochs,
+            num_minibatches=self.num_minibatches,
+            prepare=self.prepare,
+            should_stop=None if self.target_kl is None else self.has_moved_too_far,
+        )
+
+    def has_moved_too_far(self) -> bool:
+        """Whether the policy's last learning step started further than `target_kl` from the rollout's policy."""
+        return self.target_kl is not None and bool(self.approx_kl > self.target_kl)

@@ -1,0 +1,415 @@
+"""Evaluation: whole episodes of an agent at its best, without a trace on the training around it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rl_lightning.agents.agent import Agent
+from rl_lightning.envs.pool import EnvPool, Step
+from rl_lightning.envs.recipe import as_recipe
+from rl_lightning.types import Array, ConfigurationError, ObsArray, ObsTensor, tree_map
+
+STATISTICS = ("mean", "median", "stdev", "max", "min", "length_mean")
+"""What an evaluation logs, of all that `EvaluationResult.statistics` has."""
+
+Observe: TypeAlias = Callable[[Step, NDArray[np.bool_]], None]
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode of an evaluation.
+
+    Attributes:
+        index: its place in the order in which the episodes started.
+        return_: the sum of its rewards.
+        length: in env steps.
+        terminated: the env ended it.
+        truncated: it was cut off. Neither: the evaluation's last step was reached first.
+        obs: [L + 1, *O] what the agent saw, and the last observation. This and the next two only with `record=True`.
+        action: [L, *A] as the agent gave them.
+        reward: [L] float32.
+    """
+
+    index: int
+    return_: float
+    length: int
+    terminated: bool
+    truncated: bool
+    obs: ObsArray | None = None
+    action: Array | None = None
+    reward: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        returns: each episode's sum of rewards, added up in float64, in the order in which the episodes started.
+        lengths: each episode's env steps.
+        seed: from which the envs and the random generators were seeded.
+        env_statistics: what the env's own `get_statistics` counted meanwhile, if it has that.
+    """
+
+    returns: list[float]
+    lengths: list[int]
+    seed: int
+    env_statistics: dict[str, float] = field(default_factory=dict)
+
+    def statistics(self) -> dict[str, float]:
+        """Episodes; mean, median, stdev, max, min of the returns; the same of the lengths, named `length_...`.
+
+        The standard deviation is the sample's (divided by n - 1), and 0 for a single episode.
+        """
+        lengths = {f"length_{name}": value for name, value in _summary(self.lengths).items()}
+        return {"episodes": len(self.returns), **_summary(self.returns), **lengths}
+
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """What is logged: `eval/mean`, `eval/median`, `eval/stdev`, `eval/max`, `eval/min`, `eval/length_mean`."""
+        statistics = self.statistics()
+        return {f"{prefix}/{name}": statistics[name] for name in STATISTICS}
+
+    def confidence_interval(
+        self, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Bounds for the mean return: the bootstrap's percentile interval.
+
+        Args:
+            level: the share of resampled means that lie inside.
+            num_resamples: how often n episodes are drawn from the n, with replacement.
+            seed: of the draws, so that the same result always has the same bounds.
+        Raises:
+            ConfigurationError: `level` does not lie between 0 and 1.
+        Source:
+            Efron and Tibshirani, 1993, An Introduction to the Bootstrap, chapter 13.
+        """
+        if not 0.0 < level < 1.0:
+            raise ConfigurationError(f"level={level}: it must lie between 0 and 1, such as 0.95.")
+        rng = np.random.default_rng(seed)
+        returns = np.array(self.returns)
+        means = [returns[rng.integers(len(returns), size=len(returns))].mean() for _ in range(num_resamples)]
+        low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+        return float(low), float(high)
+
+
+def evaluate(
+    agent: Agent,
+    envs: Any,
+    *,
+    num_episodes: int | None = None,
+    num_steps: int | None = None,
+    max_episode_len: int | None = None,
+    seed: int | None = None,
+    episode_seeds: Sequence[int] | None = None,
+    on_episode: Callable[[EpisodeResult], None] | None = None,
+    observe: Observe | None = None,
+    record: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> EvaluationResult:
+    """Let `agent` act greedily, in evaluation mode, and sum up its episodes.
+
+    Episodes are numbered by when they start, and the earliest started count, not the first to finish: with several
+    envs those would be the short ones. Nothing of it is left behind: the agent's training mode and the global random
+    generators (torch, numpy, Python) are as before, also after an error.
+
+    Args:
+        agent: built for these envs' spaces, on `device`.
+        envs: an `EnvPool`, which is reset first, or anything that `as_recipe` takes.
+        num_episodes: how many episodes count. Either this or `num_steps`.
+        num_steps: the earliest episodes that finish within so many env steps together count. If not even the first one
+            does, its return so far is the score.
+        max_episode_len: in env steps; an episode that reaches it is cut off.
+        seed: of the envs and the random generators; the same seed gives the same episodes. None: a fresh one.
+        episode_seeds: the seed of each episode's reset, in the order in which the episodes start.
+        on_episode: called with each episode that counts, in order, as soon as it and all earlier ones are over.
+        observe: called after each step with what happened and which envs [B] bool start anew, for agents that keep
+            their own state of an episode; in the last call all do.
+        record: keep what was seen, done and rewarded, for `on_episode`.
+        device: where the agent is.
+        dtype: of floating-point observations.
+    Raises:
+        ConfigurationError: not exactly one of `num_episodes` and `num_steps`, or what the envs cannot do.
+    """
+    goal = _Goal.of(num_episodes, num_steps, episode_seeds)
+    pool = envs if isinstance(envs, EnvPool) else as_recipe(envs).make()
+    device = torch.device(device)
+    seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+    try:
+        _check_pool(pool, max_episode_len, episode_seeds)
+        with _isolated_randomness(seed, device) as env_seed, _evaluation_mode(agent):
+            run = _Run(agent, pool, goal, max_episode_len, episode_seeds, record, device, dtype)
+            _call_if_there(pool.env, "clear_statistics")
+            returns, lengths = [], []
+            for episode in run.episodes(env_seed, observe):
+                returns.append(episode.return_)
+                lengths.append(episode.length)
+                if on_episode is not None:
+                    on_episode(episode)
+            env_statistics = dict(_call_if_there(pool.env, "get_statistics") or {})
+    finally:
+        if pool is not envs:
+            pool.close()
+    return EvaluationResult(returns, lengths, seed, env_statistics)
+
+
+@dataclass
+class _Goal:
+    """When enough episodes are in: exactly one of the two is set."""
+
+    num_episodes: int | None
+    num_steps: int | None
+    episodes: int = 0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, num_episodes: int | None, num_steps: int | None, episode_seeds: Sequence[int] | None) -> _Goal:
+        if episode_seeds is not None:
+            if num_steps is not None or num_episodes not in (None, len(episode_seeds)):
+                raise ConfigurationError(
+                    f"{len(episode_seeds)} episode_seeds are so many episodes: leave num_episodes and num_steps out."
+                )
+            num_episodes = len(episode_seeds)
+        if (num_episodes is None) == (num_steps is None):
+            raise ConfigurationError(
+                f"num_episodes={num_episodes}, num_steps={num_steps}: an evaluation needs exactly one of the two."
+            )
+        for name, value in (("num_episodes", num_episodes), ("num_steps", num_steps)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name}={value}: it must be at least 1.")
+        return cls(num_episodes, num_steps)
+
+    def counts(self, length: int) -> bool:
+        """Whether the next episode, of this length, still counts; if so it is counted."""
+        if self.num_steps is not None and self.steps + length > self.num_steps:
+            # Whatever starts later would have to fit in the steps that this one has used up.
+            self.steps = self.num_steps
+            return False
+        self.episodes += 1
+        self.steps += length
+        return True
+
+    def reached(self, running: int) -> bool:
+        """Whether nothing more can count; `running` is the length so far of the earliest unfinished episode."""
+        if self.num_steps is not None:
+            return self.steps + running >= self.num_steps
+        return self.episodes == self.num_episodes
+
+
+class _Run:
+    """The loop: act, step, number the episodes by their starts."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        pool: EnvPool,
+        goal: _Goal,
+        max_episode_len: int | None,
+        episode_seeds: Sequence[int] | None,
+        record: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._agent, self._pool, self._goal, self._max_len = agent, pool, goal, max_episode_len
+        self._episode_seeds = episode_seeds
+        self._device, self._dtype = device, dtype
+        self._returns = np.zeros(pool.num_envs, np.float64)
+        self._lengths = np.zeros(pool.num_envs, np.int64)
+        self._numbers = np.arange(pool.num_envs)
+        self._next_number = pool.num_envs
+        self._earliest, self._earliest_env = 0, 0
+        self._finished: dict[int, EpisodeResult] = {}
+        self._recorder = _Recorder(pool.num_envs) if record else None
+
+    def episodes(self, seed: int, observe: Observe | None) -> Iterator[EpisodeResult]:
+        """The episodes that count, in the order of their starts, each as soon as all earlier ones are over."""
+        obs = self._start(seed)
+        over = False
+        while not over:
+            action = self._act(obs)
+            step = self._pool.step(action)
+            if self._recorder is not None:
+                self._recorder.add(obs, action, step)
+            obs, ended = self._count(step)
+            new: list[EpisodeResult] = []
+            if np.count_nonzero(ended):
+                obs = self._finish(obs, step, ended)
+                new = self._next_in_order()
+            running = int(self._lengths[self._earliest_env])
+            over = self._goal.reached(running)
+            if over and not self._goal.episodes:
+                new.append(self._result(self._earliest_env, step, ended=False))
+            if observe is not None:
+                observe(step, np.ones_like(ended) if over else ended)
+            yield from new
+
+    def _start(self, seed: int) -> ObsArray:
+        obs = self._pool.reset(seed)
+        if self._episode_seeds is None:
+            return obs
+        return self._reset_seeded(obs, np.ones(self._pool.num_envs, np.bool_))
+
+    def _act(self, obs: ObsArray) -> Array:
+        with torch.inference_mode():
+            action, _ = self._agent.act(self._to_tensors(obs), explore=False)
+            action = action.float() if action.dtype == torch.bfloat16 else action
+            array: Array = action.cpu().numpy()
+        return array
+
+    def _to_tensors(self, obs: ObsArray) -> ObsTensor:
+        def to_tensor(array: Array) -> Tensor:
+            tensor = torch.from_numpy(array)
+            return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
+
+        tensors: ObsTensor = tree_map(to_tensor, obs)
+        return tensors
+
+    def _count(self, step: Step) -> tuple[ObsArray, NDArray[np.bool_]]:
+        """Add one step up; returns what to act on next, and which episodes [B] ended."""
+        self._returns += step.reward
+        self._lengths += 1 if step.valid is None else step.valid
+        ended = step.terminated | step.truncated
+        if self._max_len is None:
+            return step.obs, ended
+        cut = (self._lengths >= self._max_len) & ~ended
+        if not cut.any():
+            return step.obs, ended
+        step.truncated[cut] = True
+        return self._pool.reset_envs(cut), ended | cut
+
+    def _finish(self, obs: ObsArray, step: Step, ended: NDArray[np.bool_]) -> ObsArray:
+        for env in np.flatnonzero(ended):
+            self._finished[int(self._numbers[env])] = self._result(int(env), step, ended=True)
+            self._numbers[env] = self._next_number
+            self._next_number += 1
+        self._returns[ended] = 0.0
+        self._lengths[ended] = 0
+        return obs if self._episode_seeds is None else self._reset_seeded(obs, ended)
+
+    def _result(self, env: int, step: Step, *, ended: bool) -> EpisodeResult:
+        recorded = {} if self._recorder is None else self._recorder.take(env, step.next_obs)
+        return EpisodeResult(
+            index=int(self._numbers[env]),
+            return_=float(self._returns[env]),
+            length=int(self._lengths[env]),
+            terminated=ended and bool(step.terminated[env]),
+            truncated=ended and bool(step.truncated[env]),
+            **recorded,
+        )
+
+    def _next_in_order(self) -> list[EpisodeResult]:
+        """The finished episodes that are next in the order of starts, as far as they count."""
+        episodes = []
+        while self._earliest in self._finished and not self._goal.reached(0):
+            episode = self._finished.pop(self._earliest)
+            self._earliest += 1
+            if self._goal.counts(episode.length):
+                episodes.append(episode)
+        if self._earliest not in self._finished:
+            self._earliest_env = int(np.flatnonzero(self._numbers == self._earliest)[0])
+        return episodes
+
+    def _reset_seeded(self, obs: ObsArray, mask: NDArray[np.bool_]) -> ObsArray:
+        assert self._episode_seeds is not None
+        mask = mask & (self._numbers < len(self._episode_seeds))
+        if not mask.any():
+            return obs
+        pairs = zip(self._numbers.tolist(), mask.tolist(), strict=True)
+        seeds = [self._episode_seeds[number] if starts else None for number, starts in pairs]
+        return self._pool.reset_envs(mask, seeds)
+
+
+class _Recorder:
+    """What was seen, done and rewarded in the episodes that run."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._steps: list[list[tuple[Any, Any, Any]]] = [[] for _ in range(num_envs)]
+
+    def add(self, obs: ObsArray, action: Array, step: Step) -> None:
+        for env, steps in enumerate(self._steps):
+            if step.valid is None or step.valid[env]:
+                steps.append((_row(obs, env), action[env], step.reward[env]))
+
+    def take(self, env: int, next_obs: ObsArray) -> dict[str, Any]:
+        seen, actions, rewards = zip(*self._steps[env], strict=True)
+        self._steps[env] = []
+        last = _row(next_obs, env)
+        if isinstance(last, dict):
+            obs: ObsArray = {path: np.stack([row[path] for row in (*seen, last)]) for path in last}
+        else:
+            obs = np.stack([*seen, last])
+        return {"obs": obs, "action": np.stack(actions), "reward": np.stack(rewards)}
+
+
+def _row(obs: ObsArray, env: int) -> Any:
+    return tree_map(lambda array: array[env], obs)
+
+
+def _check_pool(pool: EnvPool, max_episode_len: int | None, episode_seeds: Sequence[int] | None) -> None:
+    if max_episode_len is not None and pool.num_envs > 1 and not pool.can_reset_some:
+        raise ConfigurationError(
+            f"max_episode_len={max_episode_len}: {pool.env} cannot reset some of its envs. Wrap each env in "
+            "gymnasium.wrappers.TimeLimit, or give an id or a factory."
+        )
+    if episode_seeds is not None and not pool.can_seed_each:
+        raise ConfigurationError(f"episode_seeds: {pool.env} takes no seeds for single envs. Give an id or a factory.")
+
+
+@contextmanager
+def _isolated_randomness(seed: int, device: torch.device) -> Iterator[int]:
+    """Seed every global random generator, and put them back afterwards. Yields a seed for the envs."""
+    torch_seed, numpy_seed, python_seed, env_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(4))
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    accelerator = None if device.type in ("cpu", "mps") else torch.get_device_module(device)
+    devices = [] if accelerator is None else [accelerator.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(devices, device_type="cuda" if accelerator is None else device.type):
+        # Not torch.manual_seed: it would also seed accelerators, now or once they are first used.
+        torch.default_generator.manual_seed(torch_seed)
+        if accelerator is not None:
+            with accelerator.device(devices[0]):
+                accelerator.manual_seed(torch_seed)
+        np.random.seed(numpy_seed)
+        random.seed(python_seed)
+        try:
+            yield env_seed
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+@contextmanager
+def _evaluation_mode(agent: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in agent.modules()]
+    agent.eval()
+    try:
+        yield
+    finally:
+        agent.train(modes[0][1])
+        for module, training in modes:
+            module.training = training
+
+
+def _call_if_there(env: Any, name: str) -> Any:
+    method = env.get_wrapper_attr(name) if hasattr(env, "has_wrapper_attr") and env.has_wrapper_attr(name) else None
+    method = method or getattr(env, name, None)
+    return None if method is None else method()
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    array = np.array(values, np.float64)
+    return {
+        "mean": float(array.mean()),
+        "median": float(np.median(array)),
+        "stdev": float(array.std(ddof=1)) if array.size > 1 else 0.0,
+        "max": float(array.max()),
+        "min": float(array.min()),
+    }

@@ -1,0 +1,8 @@
+"""Pure tensor maths: no networks, no state, each function with its source and a test by hand."""
+
+from __future__ import annotations
+
+from rl_lightning.functional.advantage import explained_variance, gae, normalize
+from rl_lightning.functional.target import hard_update, polyak_update
+
+__all__ = ["explained_variance", "gae", "hard_update", "normalize", "polyak_update"]

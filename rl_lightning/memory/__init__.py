@@ -1,0 +1,9 @@
+"""What to learn from, and when: every memory decides both."""
+
+from __future__ import annotations
+
+from rl_lightning.memory.memory import Memory
+from rl_lightning.memory.replay import ReplayMemory
+from rl_lightning.memory.rollout import RolloutMemory
+
+__all__ = ["Memory", "ReplayMemory", "RolloutMemory"]

@@ -1,0 +1,213 @@
+"""The memory of off-policy agents: keep the last transitions, learn from random ones at a fixed pace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rl_lightning.memory import storage
+from rl_lightning.types import Batch, ConfigurationError, Transition
+
+Cells = NDArray[np.int64]
+"""Positions in the ring, row * num_envs + env."""
+
+
+class ReplayMemory:
+    """A ring of the last transitions, sampled uniformly with replacement.
+
+    The pace: once `learning_starts` env steps are stored, every `update_every` env steps a learning phase of
+    `update_every * updates_per_step` batches is due. Fractions are carried over, and steps that several envs take at
+    once all count, so that in the long run there are exactly `updates_per_step` batches an env step.
+
+    The batch has the fields obs, action, reward, next_obs, terminated, truncated, the agent's extras, and, where
+    `num_steps` is not 1, `n` [N] int64. Then reward is the sum over n steps, discounted to the first, and the three
+    others are those of the last: the bootstrap factor is discount ** n. n falls short of `num_steps` where the episode
+    ends, or nothing newer is stored yet.
+
+    Args:
+        capacity: transitions to keep, over all envs; rounded up to a multiple of `num_envs`.
+        num_envs: B, envs that act together.
+        batch_size: N, transitions in a batch.
+        learning_starts: env steps to store before the first batch.
+        update_every: env steps between two learning phases.
+        updates_per_step: batches for each env step, on average.
+        num_steps: rewards to sum at most (n-step return).
+        discount: per env step; used only where `num_steps` is not 1.
+    Raises:
+        ConfigurationError: numbers out of range, or that cannot work together.
+    Source:
+        Lin, 1992, doi:10.1007/BF00992699. n-step returns: Sutton and Barto, 2018, chapter 7.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        num_envs: int,
+        batch_size: int,
+        learning_starts: int,
+        update_every: int = 1,
+        updates_per_step: float = 1.0,
+        num_steps: int = 1,
+        discount: float = 0.99,
+    ) -> None:
+        sizes = {"num_envs": num_envs, "batch_size": batch_size}
+        storage.check_at_least("ReplayMemory", 1, **sizes, update_every=update_every, num_steps=num_steps)
+        storage.check_at_least("ReplayMemory", 0, learning_starts=learning_starts, discount=discount)
+        if not updates_per_step > 0:
+            raise ConfigurationError(f"ReplayMemory(updates_per_step={updates_per_step}): it must be above 0.")
+        for name, number in (*sizes.items(), ("learning_starts", learning_starts)):
+            if number > capacity:
+                raise ConfigurationError(
+                    f"ReplayMemory(capacity={capacity}, {name}={number}): {name} does not fit. Make the capacity (an "
+                    f"agent's buffer_size) at least {number}, or {name} smaller."
+                )
+        self.num_rows = -(-capacity // num_envs)
+        self.num_envs = num_envs
+        self.batch_size = batch_size
+        self.learning_starts = learning_starts
+        self.update_every = update_every
+        self.updates_per_step = Fraction(str(updates_per_step))  # 0.1 is a tenth, not the float next to it
+        self.num_steps = num_steps
+        self.discount = discount
+        self.rng = np.random.default_rng()
+        self._rows: storage.Rows | None = None
+        self._valid = np.zeros((self.num_rows, num_envs), dtype=np.bool_)
+        self._head = 0  # the row that is written next
+        self._num_filled = 0  # rows written, of num_rows
+        self._num_valid = 0
+        self._num_added = 0  # env steps, ever
+        self._due = 0  # batches
+        self._carried = Fraction(0)  # of a batch
+
+    def __len__(self) -> int:
+        """Transitions stored."""
+        return self._num_valid
+
+    def add(self, transition: Transition) -> None:
+        """Store one step of B envs, in the place of the oldest once the ring is full.
+
+        Raises:
+            ShapeError: the transition is not of `num_envs` envs.
+        """
+        valid = storage.valid_rows(transition, self.num_envs)
+        if self._rows is None:
+            self._rows = storage.allocate((self.num_rows, self.num_envs), transition)
+        storage.write(self._rows[self._head], storage.fields_of(transition))
+        num_new = int(np.count_nonzero(valid))
+        self._num_valid += num_new - int(np.count_nonzero(self._valid[self._head]))
+        self._valid[self._head] = valid
+        self._head = (self._head + 1) % self.num_rows
+        self._num_filled = min(self._num_filled + 1, self.num_rows)
+        self._count(num_new)
+
+    def _count(self, num_new: int) -> None:
+        """Work out how many batches `num_new` env steps make due."""
+        before = max(self._num_added - self.learning_starts, 0) // self.update_every
+        self._num_added += num_new
+        phases = max(self._num_added - self.learning_starts, 0) // self.update_every - before
+        if phases > 0:
+            total = self._carried + phases * self.update_every * self.updates_per_step
+            self._due += int(total)
+            self._carried = total - int(total)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches that are due, each drawn when it is asked for."""
+        while self._due > 0 and self._num_valid > 0:
+            self._due -= 1
+            yield self.sample()
+
+    def sample(self) -> Batch:
+        """One batch of `batch_size` transitions, due or not.
+
+        Raises:
+            RuntimeError: nothing is stored.
+        """
+        if self._rows is None or self._num_valid == 0:
+            raise RuntimeError("ReplayMemory is empty: there is nothing to sample.")
+        first = self._draw()
+        batch = storage.as_tensors(self._rows.reshape(-1).take(first))
+        if self.num_steps > 1:
+            self._extend(batch, first)
+        return batch
+
+    def _draw(self) -> Cells:
+        """Positions of `batch_size` valid transitions."""
+        num_cells = self._num_filled * self.num_envs
+        cells = self.rng.integers(0, num_cells, self.batch_size)
+        if self._num_valid < num_cells:
+            valid = self._valid.reshape(-1)
+            while len(wrong := np.flatnonzero(~valid[cells])):
+                cells[wrong] = self.rng.integers(0, num_cells, len(wrong))
+        return cells
+
+    def _extend(self, batch: Batch, first: Cells) -> None:
+        """Turn one-step transitions into n-step ones, in place, by walking forward from `first`."""
+        assert self._rows is not None
+        rows = self._rows.reshape(-1)
+        rewards, valid = rows["reward"], self._valid.reshape(-1)
+        last, n = first.copy(), np.ones(len(first), dtype=np.int64)
+        total = rewards[first]
+        walking = np.arange(len(first))
+        for k in range(1, self.num_steps):
+            here = last[walking]
+            ended = rows["terminated"][here] | rows["truncated"][here]
+            after = (here + self.num_envs) % len(rows)
+            goes_on = ~ended & (after // self.num_envs != self._head) & valid[after]
+            walking, after = walking[goes_on], after[goes_on]
+            if not len(walking):
+                break
+            last[walking] = after
+            total[walking] += self.discount**k * rewards[after]
+            n[walking] += 1
+        batch["reward"], batch["n"] = torch.from_numpy(total), torch.from_numpy(n)
+        for name in ("next_obs", "terminated", "truncated"):
+            batch[name] = storage.gather(rows[name], last)
+
+    def cut_episodes(self) -> None:
+        """Mark the episodes that are going on as truncated: somebody else reset the envs, and what comes next does not
+        follow from what came before."""
+        if self._rows is not None and self._num_filled > 0:
+            last = self._rows[self._head - 1]
+            last["truncated"] |= ~last["terminated"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is stored, the pace, and the sampling stream."""
+        return {
+            "rows": storage.save(None if self._rows is None else self._rows[: self._num_filled]),
+            "valid": torch.from_numpy(self._valid[: self._num_filled].copy()),
+            "num_rows": self.num_rows,
+            "head": self._head,
+            "num_added": self._num_added,
+            "due": self._due,
+            "carried": str(self._carried),
+            "rng": storage.rng_state(self.rng),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave.
+
+        Raises:
+            ConfigurationError: the memory saved is of another shape.
+        """
+        valid = state["valid"].numpy()
+        if (state["num_rows"], valid.shape[1]) != self._valid.shape:
+            raise ConfigurationError(
+                f"the replay memory saved has {state['num_rows']} rows of {valid.shape[1]} envs, this one has "
+                f"{self.num_rows} of {self.num_envs}. Continue with the same capacity (buffer_size) and num_envs."
+            )
+        self._rows = None if state["rows"] is None else storage.restore(state["rows"], self._valid.shape)
+        self._valid[:] = False
+        self._valid[: len(valid)] = valid
+        self._num_filled = len(valid)
+        self._num_valid = int(np.count_nonzero(valid))
+        self._head = state["head"]
+        self._num_added = state["num_added"]
+        self._due = state["due"]
+        self._carried = Fraction(state["carried"])
+        self.rng.bit_generator.state = state["rng"]

@@ -1,0 +1,126 @@
+"""How transitions lie in memory: rows of one structured array, so that a minibatch is gathered by one take.
+
+Fields of a row: obs, action, reward, next_obs, terminated, truncated, and the agent's extras by their own names. An
+observation of a Dict or Tuple space is a structure inside the row, one field a path.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rl_lightning.types import Batch, ConfigurationError, ObsArray, ShapeError, Transition, tree_map
+
+Rows: TypeAlias = NDArray[np.void]
+
+
+def fields_of(transition: Transition) -> dict[str, ObsArray]:
+    """The fields of B rows, each [B, ...]."""
+    return {
+        "obs": transition.obs,
+        "action": transition.action,
+        "reward": transition.reward,
+        "next_obs": transition.next_obs,
+        "terminated": transition.terminated,
+        "truncated": transition.truncated,
+        **transition.extras,
+    }
+
+
+def allocate(shape: tuple[int, ...], transition: Transition) -> Rows:
+    """Room for rows like those of `transition`, not yet written: the system hands out pages only as they fill.
+
+    Raises:
+        ConfigurationError: one of the extras has the name of a field.
+    """
+    taken = {*Transition._fields} & {*transition.extras}
+    if taken:
+        raise ConfigurationError(f"extras {sorted(taken)} have the name of a transition's field. Rename them.")
+    return np.empty(shape, row_dtype(fields_of(transition)))
+
+
+def row_dtype(fields: dict[str, ObsArray]) -> np.dtype[np.void]:
+    """The type of one row; `fields` are [B, ...] each. Aligned, for torch reads no number across its own size."""
+
+    def leaf(name: str, value: ObsArray) -> tuple[Any, ...]:
+        if isinstance(value, dict):
+            return name, row_dtype(dict(value))
+        value = np.asarray(value)
+        return name, value.dtype, value.shape[1:]
+
+    return np.dtype([leaf(name, value) for name, value in fields.items()], align=True)
+
+
+def write(rows: Rows, fields: dict[str, Any]) -> None:
+    """Copy fields [B, ...] into rows [B]."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            write(rows[name], value)
+        else:
+            rows[name] = value
+
+
+def as_tensors(rows: Rows) -> Batch:
+    """Views of rows [*S] as tensors [*S, ...], one a field; nothing is copied."""
+    batch: Batch = {}
+    for name in rows.dtype.names or ():
+        field = rows[name]
+        batch[name] = torch.from_numpy(field) if field.dtype.names is None else as_tensors(field)
+    return batch
+
+
+def gather(rows: Rows, index: NDArray[np.int64]) -> Any:
+    """Copies of some rows [N] of one field, [N, ...] or a dict of them."""
+    taken = rows[index]
+    return torch.from_numpy(taken) if taken.dtype.names is None else as_tensors(taken)
+
+
+def save(rows: Rows | None) -> Batch | None:
+    """A copy of the rows as plain tensors, one a field, for a checkpoint."""
+    return None if rows is None else tree_map(torch.clone, as_tensors(rows))
+
+
+def restore(saved: Batch, shape: tuple[int, ...]) -> Rows:
+    """Room for rows [*shape] of which the first are those that `save` copied, [t, *shape[1:]]."""
+    fields = tree_map(lambda tensor: tensor.numpy(), saved)
+    # row_dtype takes the first axis alone for the rows.
+    dtype = row_dtype(tree_map(lambda array: array.reshape(-1, *array.shape[len(shape) :]), fields))
+    rows = np.empty(shape, dtype)
+    write(rows[: len(fields["reward"])], fields)
+    return rows
+
+
+def valid_rows(transition: Transition, num_envs: int) -> NDArray[np.bool_]:
+    """[B] bool, which rows are experience.
+
+    Raises:
+        ShapeError: the transition is not of `num_envs` envs.
+    """
+    if transition.reward.shape != (num_envs,):
+        raise ShapeError(
+            f"the memory was made for num_envs={num_envs}, but the transition's reward has shape "
+            f"{transition.reward.shape}. Make the memory for the number of envs that act together."
+        )
+    return np.ones(num_envs, dtype=np.bool_) if transition.valid is None else transition.valid
+
+
+def check_at_least(owner: str, least: float, **numbers: float) -> None:
+    """Raise ConfigurationError unless each number is at least `least`."""
+    for name, number in numbers.items():
+        if not number >= least:
+            raise ConfigurationError(f"{owner}({name}={number}): {name} must be at least {least}.")
+
+
+def rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The generator's state as plain numbers and strings (some bit generators keep arrays)."""
+    state: dict[str, Any] = _plain(rng.bit_generator.state)
+    return state
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,24 @@
+"""Networks: observations in, distributions and values out."""
+
+from __future__ import annotations
+
+from rl_lightning.nn.actor_critic import ActorCritic
+from rl_lightning.nn.distributions import Bernoulli, Categorical, Distribution, Gaussian
+from rl_lightning.nn.encoders import Encoder, make_encoder
+from rl_lightning.nn.heads import make_policy_head
+from rl_lightning.nn.mlp import init_orthogonal, mlp
+from rl_lightning.nn.q_network import QNetwork
+
+__all__ = [
+    "ActorCritic",
+    "Bernoulli",
+    "Categorical",
+    "Distribution",
+    "Encoder",
+    "Gaussian",
+    "QNetwork",
+    "init_orthogonal",
+    "make_encoder",
+    "make_policy_head",
+    "mlp",
+]

@@ -1,0 +1,82 @@
+"""A policy and a value function over the same observations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor, nn
+
+from rl_lightning.nn.distributions import Distribution
+from rl_lightning.nn.encoders import make_encoder
+from rl_lightning.nn.heads import make_policy_head
+from rl_lightning.nn.mlp import init_orthogonal, mlp
+from rl_lightning.types import Extras, ObsTensor
+
+
+class ActorCritic(nn.Module):
+    """pi(a | s) and V(s). Only the convolutions over images, where there are any, are shared by the two.
+
+    Orthogonal weights: gain sqrt(2) in hidden layers, 0.01 for the policy, 1 for the value.
+
+    Args:
+        observation_space, action_space: of one env.
+        hidden_sizes, activation: of the policy's and of the value function's own layers (`mlp`).
+    Raises:
+        ConfigurationError: a space that no encoder or head serves.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        *,
+        hidden_sizes: Sequence[int],
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.encoder = make_encoder(observation_space)
+        policy_layers, num_features = mlp(self.encoder.out_features, hidden_sizes, activation)
+        value_layers, _ = mlp(self.encoder.out_features, hidden_sizes, activation)
+        value_head = nn.Linear(num_features, 1)
+        for layer in (self.encoder, *policy_layers, *value_layers):
+            init_orthogonal(layer, gain=math.sqrt(2))
+        init_orthogonal(value_head, gain=1.0)
+        self.policy_layers = nn.Sequential(*policy_layers, make_policy_head(num_features, action_space))
+        self.value_layers = nn.Sequential(*value_layers, value_head)
+        self.is_bounded = isinstance(action_space, spaces.Box)
+        if isinstance(action_space, spaces.Box):
+            self.register_buffer("low", torch.from_numpy(action_space.low).float(), persistent=False)
+            self.register_buffer("high", torch.from_numpy(action_space.high).float(), persistent=False)
+
+    def forward(self, obs: ObsTensor) -> tuple[Distribution, Tensor]:
+        """The policy at B observations and their values [B], in one pass."""
+        features = self.encoder(obs)
+        return self.policy_layers(features), self.value_layers(features).squeeze(-1)
+
+    def policy(self, obs: ObsTensor) -> Distribution:
+        """The policy alone."""
+        return cast(Distribution, self.policy_layers(self.encoder(obs)))
+
+    def value(self, obs: ObsTensor) -> Tensor:
+        """The values [B] alone."""
+        return cast(Tensor, self.value_layers(self.encoder(obs)).squeeze(-1))
+
+    def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
+        """Sample from the policy, or take its mode.
+
+        Returns:
+            action [B, *A] as the env takes it. For Box it is clipped to the bounds, and the extras hold the "sample"
+            before clipping: that is what the policy chose, and so what it learns from.
+        """
+        policy = self.policy(obs)
+        sample = policy.sample() if explore else policy.mode()
+        if self.is_bounded:
+            return sample.clamp(self.low, self.high), {"sample": sample}
+        return sample, {}

@@ -1,0 +1,127 @@
+"""Distributions over actions, computed from a network's raw output.
+
+torch.distributions checks its arguments and costs about 100 microseconds each time; acting in a small env takes less
+than that altogether. Sampling uses torch's global generator.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Distribution(Protocol):
+    """B independent distributions, one an env or a row of a minibatch, over actions of shape [*A]."""
+
+    def sample(self) -> Tensor:
+        """[B, *A] one action each; no gradient flows through it."""
+
+    def mode(self) -> Tensor:
+        """[B, *A] the likeliest action."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[B] the log-probability (or log-density) of each action [B, *A], summed over the action's parts."""
+
+    def entropy(self) -> Tensor:
+        """[B] in nats, summed over the action's parts."""
+
+
+def _sum_parts(x: Tensor) -> Tensor:
+    """[B, *A] -> [B]."""
+    return x if x.dim() == 1 else x.flatten(1).sum(dim=1)
+
+
+class Categorical:
+    """Independent choices, each among M: one for Discrete (A is empty), several for MultiDiscrete.
+
+    Args:
+        logits: [B, *A, M]; a very negative one is a choice that is never taken.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """[B, *A, M], normalised."""
+        return self.logits.log_softmax(dim=-1)
+
+    def sample(self) -> Tensor:
+        """[B, *A] int64. The Gumbel-max trick: -log of an exponential variable is a Gumbel variable."""
+        logits = self.logits.detach()
+        return (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=-1)
+
+    def mode(self) -> Tensor:
+        """[B, *A] int64."""
+        return self.logits.argmax(dim=-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[B] log-probability of action [B, *A], whole numbers of any dtype."""
+        return _sum_parts(self.log_probs.gather(-1, action.long().unsqueeze(-1)).squeeze(-1))
+
+    def entropy(self) -> Tensor:
+        """[B] in nats."""
+        return _sum_parts(-(self.log_probs.exp() * self.log_probs).sum(dim=-1))
+
+
+class Bernoulli:
+    """Independent yes-or-no choices, for MultiBinary.
+
+    Args:
+        logits: [B, *A], the log-odds of a one.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def sample(self) -> Tensor:
+        """[B, *A] int8, zeros and ones."""
+        return (torch.rand_like(self.logits) < self.logits.detach().sigmoid()).to(torch.int8)
+
+    def mode(self) -> Tensor:
+        """[B, *A] int8."""
+        return (self.logits > 0).to(torch.int8)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[B] log-probability of action [B, *A], zeros and ones of any dtype."""
+        return _sum_parts(action.to(self.logits.dtype) * self.logits - F.softplus(self.logits))
+
+    def entropy(self) -> Tensor:
+        """[B] in nats."""
+        return _sum_parts(F.softplus(self.logits) - self.logits * self.logits.sigmoid())
+
+
+class Gaussian:
+    """A normal distribution with independent dimensions, for Box.
+
+    Args:
+        mean: [B, *A], in the action's own units.
+        log_std: [*A], the same in every state.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean = mean
+        self.log_std = log_std
+
+    def sample(self) -> Tensor:
+        """[B, *A], not clipped to any bounds."""
+        mean = self.mean.detach()
+        return torch.addcmul(mean, self.log_std.detach().exp(), torch.randn_like(mean))
+
+    def mode(self) -> Tensor:
+        """[B, *A], the mean."""
+        return self.mean.detach()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[B] log-density of action [B, *A]."""
+        z = (action - self.mean) * (-self.log_std).exp()
+        return _sum_parts(-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi))
+
+    def entropy(self) -> Tensor:
+        """[B] differential entropy in nats."""
+        return _sum_parts((self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(self.mean))

@@ -1,0 +1,6 @@
+"""How experience is gathered."""
+
+from rl_lightning.strategies.gather import BatchStrategy, SyncStrategy
+from rl_lightning.strategies.strategy import Strategy
+
+__all__ = ["BatchStrategy", "Strategy", "SyncStrategy"]

@@ -1,0 +1,671 @@
+"""The one file that touches private Lightning names: loops, counters, hooks and metrics on the clock of env steps.
+
+tests/contract/test_lightning_private_names.py has a test for each private name used here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer
+from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
+from pytorch_lightning.loops.fit_loop import _FitLoop
+from pytorch_lightning.loops.prediction_loop import _PredictionLoop
+from pytorch_lightning.loops.progress import _BaseProgress
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.connectors.logger_connector import _LoggerConnector
+from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from rl_lightning.evaluation import EpisodeResult, EvaluationResult, evaluate
+from rl_lightning.optimization import Optimization
+from rl_lightning.types import Batch, Metrics, Transition
+
+if TYPE_CHECKING:
+    from rl_lightning.trainer import Trainer
+
+TICK_S = 0.1
+"""About how often, in seconds, progress is shown and time limits are looked at."""
+
+
+@dataclass
+class Clock(_BaseProgress):
+    """What training has done so far; saved with the loops' own progress."""
+
+    env_steps: int = 0
+    num_updates: int = 0
+    num_episodes: int = 0
+
+    def reset(self) -> None:
+        self.env_steps = self.num_updates = self.num_episodes = 0
+
+
+class Hooks:
+    """Which hooks somebody overrides, looked up once, so that nobody pays for those that nobody does."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._module = trainer.lightning_module
+
+    def bind(self, name: str) -> Callable[..., Any] | None:
+        """A function that calls the hook on all callbacks, then on the module. None if nobody overrides it.
+
+        It returns what the module's own hook returns.
+        """
+        trainer, module = self._trainer, self._module
+        callbacks: list[Callable[..., Any]] = []
+        for callback in trainer.callbacks:
+            if _overrides(callback, name, pl.Callback):
+                hook = partial(getattr(callback, name), trainer, module)
+                callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
+        own: Callable[..., Any] | None = None
+        if _overrides(module, name, pl.LightningModule) and _overrides(module, name, trainer.module_class):
+            own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
+        if not callbacks and own is None:
+            return None
+        # Lightning keeps the hook's name for `self.log`; nn.Module.__setattr__ would cost microseconds each time
+        state = module.__dict__
+
+        def run(*args: Any) -> Any:
+            previous, state["_current_fx_name"] = state["_current_fx_name"], name
+            for hook in callbacks:
+                hook(*args)
+            result = own(*args) if own is not None else None
+            state["_current_fx_name"] = previous
+            return result
+
+        return run
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The module's own method of that name, ready for `self.log` and the profiler."""
+        module = self._module
+        state = module.__dict__
+        function = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
+
+        def run(*args: Any) -> Any:
+            previous, state["_current_fx_name"] = state["_current_fx_name"], name
+            result = function(*args)
+            state["_current_fx_name"] = previous
+            return result
+
+        return run
+
+    def overridden(self, name: str) -> bool:
+        """Whether the module overrides one of Lightning's hooks."""
+        return _overrides(self._module, name, pl.LightningModule)
+
+    def _profiled(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
+        profiler = self._trainer.profiler
+        if isinstance(profiler, PassThroughProfiler):
+            return function
+
+        def run(*args: Any) -> Any:
+            with profiler.profile(action):
+                return function(*args)
+
+        return run
+
+
+def _overrides(instance: object, name: str, base: type) -> bool:
+    attribute = getattr(instance, name, None)
+    if attribute is None:
+        return False
+    return getattr(attribute, "__func__", attribute) is not getattr(base, name, None)
+
+
+class RLLoggerConnector(_LoggerConnector):
+    """Logs when the clock has crossed a multiple of `log_every_n_steps`, not where it falls on one."""
+
+    log_due = False
+
+    @property
+    def should_update_logs(self) -> bool:
+        return self.log_due if self.trainer.training else super().should_update_logs
+
+    def publish(self, metrics: dict[str, float], prog_bar: tuple[str, ...] = ()) -> None:
+        """Give callbacks and the progress bar these values.
+
+        float64, because `best` is chosen by strict comparison.
+        """
+        self._callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
+        self._progress_bar_metrics.update({k: metrics[k] for k in prog_bar if k in metrics})
+
+
+class RLTrainingEpochLoop(_TrainingEpochLoop):
+    """Holds the clock. The loop itself is `RLFitLoop.advance`."""
+
+    def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
+        self.clock = Clock()
+        super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
+        self.val_loop = RLEvaluationLoop(
+            trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
+        )
+
+    @property
+    def global_step(self) -> int:
+        return self.clock.env_steps
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """Every logger's x-axis, in stock callbacks too."""
+        return self.clock.env_steps
+
+    @_batches_that_stepped.setter
+    def _batches_that_stepped(self, value: int) -> None:
+        """Lightning's own loop counts here; the clock counts env steps instead."""
+
+
+class RLFitLoop(_FitLoop):
+    """Feeds env steps in place of dataloaders::
+
+        on_train_start
+        until max_steps, max_epochs, max_time or should_stop:
+            on_train_epoch_start
+            until steps_per_epoch env steps have been taken:
+                transition = strategy.advance()
+                memory.add(transition)
+                on_env_step(transition)
+                for batch in memory.batches():
+                    on_train_batch_start
+                    training_step
+                    on_train_batch_end
+            evaluation, if due
+            on_train_epoch_end
+        on_train_end
+    """
+
+    epoch_loop: RLTrainingEpochLoop
+    trainer: Trainer
+    user_min_epochs: int | None = None
+
+    @property
+    def clock(self) -> Clock:
+        return self.epoch_loop.clock
+
+    # ---- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.min_epochs = self.user_min_epochs  # Lightning adds one where min_steps is given, and ours are long
+        self._resume_epochs()
+        if self.done or self.trainer.limit_train_batches == 0:
+            return
+        self.setup_data()
+        self.on_run_start()
+        while not self.done:
+            self.on_advance_start()
+            with self.trainer.profiler.profile("run_training_epoch"):
+                self.advance()
+            self._evaluate_if_due(epoch_end=True)
+            self.on_advance_end()
+            self._restarting = False
+        self.on_run_end()
+
+    def _resume_epochs(self) -> None:
+        """Put the epoch counters where the clock says, whichever hook a checkpoint was saved in."""
+        progress, trainer = self.epoch_progress.current, self.trainer
+        if self.clock.env_steps and not isinstance(trainer.limit_train_batches, int):
+            progress.processed = self.clock.env_steps // trainer.steps_per_epoch
+        progress.ready = progress.started = progress.completed = progress.processed
+
+    def setup_data(self) -> None:
+        """Get envs, memory, hooks and optimizers ready, and look up once what every step needs."""
+        trainer = self.trainer
+        self.strategy, self.memory = trainer.setup_gathering()
+        hooks = Hooks(trainer)
+        self._on_env_step = hooks.bind("on_env_step")
+        self._on_batch_start = hooks.bind("on_train_batch_start")
+        self._on_batch_end = hooks.bind("on_train_batch_end")
+        self._on_tick = hooks.bind("on_tick")
+        self._training_step = hooks.method("training_step")
+        self._optimization = Optimization(trainer, hooks)
+        trainer.lightning_module.__dict__["optimize"] = self._optimization
+        self._convert = self._batch_conversion(hooks)
+        self._context = _training_context(trainer.precision_plugin)
+        self._world_size = trainer.world_size
+        limit = trainer.limit_train_batches
+        self._max_updates = limit if isinstance(limit, int) else float("inf")
+        self._pending: list[Metrics] = []
+        self._num_finished = self.strategy.episodes.num_finished
+        trainer._last_val_time = time.monotonic()
+        step = self.clock.env_steps
+        self._next_log = self._next_batch_log = _next_multiple(step, trainer.log_every_n_steps)
+        self._eval_interval = trainer.evaluation_interval
+        self._next_eval = _next_multiple(step, self._eval_interval)
+        self._last_eval = -1
+        self._next_tick = step
+        self._last_tick = self._last_log_time = time.perf_counter()
+        self._last_tick_step = self._last_log_step = step
+        self._last_log_updates = self.clock.num_updates
+
+    def _batch_conversion(self, hooks: Hooks) -> Callable[[Batch], Batch] | None:
+        """What has to be done to each batch before it is learned from; None on the host in plain float32."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        transfer = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        plain = type(trainer.precision_plugin) is Precision or isinstance(trainer.precision_plugin, MixedPrecision)
+        if plain and trainer.strategy.root_device.type == "cpu" and not any(map(hooks.overridden, transfer)):
+            return None
+
+        def convert(batch: Batch) -> Batch:
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+        return convert
+
+    def on_run_start(self) -> None:
+        trainer = self.trainer
+        torch.set_grad_enabled(True)
+        if trainer.enable_validation:
+            self.epoch_loop.val_loop.setup_data()
+        call._call_callback_hooks(trainer, "on_train_start")
+        call._call_lightning_module_hook(trainer, "on_train_start")
+        call._call_strategy_hook(trainer, "on_train_start")
+        if trainer.eval_at_start and self.clock.env_steps == 0:
+            self._evaluate()
+
+    def on_advance_start(self) -> None:
+        trainer = self.trainer
+        self.epoch_progress.increment_ready()
+        self.epoch_loop.batch_progress.reset_on_run()
+        call._call_callback_hooks(trainer, "on_train_epoch_start")
+        call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+        self.epoch_progress.increment_started()
+
+    # ---- one epoch: the hot loop ---------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        trainer, clock, strategy, memory = self.trainer, self.clock, self.strategy, self.memory
+        signals = trainer._signal_connector
+        end = _next_multiple(clock.env_steps, trainer.steps_per_epoch)
+        if self.max_steps != -1:
+            end = min(end, self.max_steps)
+        self._next_event = min(self._next_log, self._next_eval, self._next_tick)
+        advance, add, batches, on_env_step = strategy.advance, memory.add, memory.batches, self._on_env_step
+        try:
+            while clock.env_steps < end:
+                transition: Transition = advance()
+                clock.env_steps += strategy.num_steps * self._world_size
+                add(transition)
+                if on_env_step is not None:
+                    clock.num_episodes = strategy.episodes.num_finished
+                    on_env_step(transition)
+                for batch in batches():
+                    self._learn(batch)
+                if clock.env_steps >= self._next_event:
+                    self._on_event()
+                if trainer.should_stop and self._can_stop_early:
+                    break
+                if signals.received_sigterm:
+                    raise SIGTERMException
+        except StopIteration:  # `on_train_batch_start` returned -1, or limit_train_batches is reached: end the epoch
+            pass
+        clock.num_episodes = strategy.episodes.num_finished
+
+    def _learn(self, batch: Batch) -> None:
+        """One learning step, which is one of Lightning's batches."""
+        trainer, clock, loop = self.trainer, self.clock, self.epoch_loop
+        connector, progress, results = trainer._logger_connector, loop.batch_progress, loop._results
+        clock.num_episodes = self.strategy.episodes.num_finished
+        batch_idx = progress.current.ready
+        if self._convert is not None:
+            batch = self._convert(batch)
+        progress.increment_ready()
+        connector.log_due = clock.env_steps >= self._next_batch_log
+        connector._first_loop_iter = batch_idx == 0
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        if self._on_batch_start is not None and self._on_batch_start(batch, batch_idx) == -1:
+            raise StopIteration
+        progress.increment_started()
+        if self._context is None:
+            metrics = self._training_step(batch, batch_idx)
+        else:
+            with self._context():
+                metrics = self._training_step(batch, batch_idx)
+        clock.num_updates += 1
+        progress.increment_processed()
+        if trainer.lr_scheduler_configs and not self._optimization.accumulating:
+            loop._update_learning_rates("step", update_plateau_schedulers=False)
+        if metrics and trainer.log_every_n_steps:
+            self._pending.append(metrics)
+        if self._on_batch_end is not None:
+            self._on_batch_end({"loss": self._optimization.last_loss, **(metrics or {})}, batch, batch_idx)
+        if results:  # somebody used `self.log`
+            connector.on_batch_end()
+            if connector.log_due:
+                connector.log_metrics(connector.metrics["log"])
+        results.batch = None
+        progress.increment_completed()
+        if connector.log_due:
+            connector.log_due = False
+            self._next_batch_log = _next_multiple(clock.env_steps, trainer.log_every_n_steps)
+        if batch_idx + 1 >= self._max_updates:
+            raise StopIteration
+
+    # ---- what happens now and then -------------------------------------------------------------------------------
+
+    def _on_event(self) -> None:
+        step, trainer = self.clock.env_steps, self.trainer
+        self.clock.num_episodes = self.strategy.episodes.num_finished
+        if step >= self._next_log:
+            self._log()
+        if step >= self._next_tick:
+            self._tick()
+        if step >= self._next_eval:
+            self._evaluate_if_due(epoch_end=False)
+        self._next_event = min(self._next_log, self._next_eval, self._next_tick)
+
+    def _tick(self) -> None:
+        """Show progress and look at the time; the next tick is as many env steps away as fit in `TICK_S`."""
+        now, step, trainer = time.perf_counter(), self.clock.env_steps, self.trainer
+        rate = (step - self._last_tick_step) / max(now - self._last_tick, 1e-6)
+        stride = max(1, min(rate * TICK_S, 2 * max(1, step - self._last_tick_step)))
+        self._next_tick, self._last_tick, self._last_tick_step = step + int(stride), now, step
+        for callback in trainer.callbacks:
+            # in replay warm-up no batch ends, which is where the Timer looks by itself
+            if isinstance(callback, Timer) and (callback.time_remaining() or 1.0) <= 0.0:
+                trainer.should_stop = True
+        if self._on_tick is not None:
+            self._on_tick()
+
+    def _log(self) -> None:
+        """Reduce what was gathered since the last time, and write it."""
+        step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
+        self._next_log = _next_multiple(step, trainer.log_every_n_steps)
+        metrics = {f"train/{name}": value for name, value in _mean(self._pending).items()}
+        self._pending.clear()
+        episodes = self.strategy.episodes
+        if episodes.num_finished > self._num_finished:
+            recent = min(episodes.num_finished - self._num_finished, len(episodes.recent_returns))
+            metrics["train/return"] = sum(list(episodes.recent_returns)[-recent:]) / recent
+            metrics["train/length"] = sum(list(episodes.recent_lengths)[-recent:]) / recent
+            self._num_finished = episodes.num_finished
+        elapsed = max(time.perf_counter() - self._last_log_time, 1e-9)
+        metrics["time/env_steps_per_second"] = (step - self._last_log_step) / elapsed
+        metrics["time/updates_per_second"] = (clock.num_updates - self._last_log_updates) / elapsed
+        self._restart_log_timer()
+        trainer._logger_connector.publish(metrics, prog_bar=("train/return",))
+        trainer._logger_connector.log_metrics(dict(metrics))
+
+    def _restart_log_timer(self) -> None:
+        self._last_log_time, self._last_log_step = time.perf_counter(), self.clock.env_steps
+        self._last_log_updates = self.clock.num_updates
+
+    def _evaluate_if_due(self, *, epoch_end: bool) -> None:
+        """Evaluate when the interval has been crossed, or at the end of every so many epochs and of the whole run."""
+        trainer, step = self.trainer, self.clock.env_steps
+        due = step >= self._next_eval or self._evaluation_time_is_up()
+        if epoch_end and self._eval_interval is None:
+            every = trainer.check_val_every_n_epoch or 1
+            due = due or (trainer.current_epoch + 1) % every == 0
+        if epoch_end and self._run_ends_here():
+            due = True
+        self._next_eval = _next_multiple(step, self._eval_interval)
+        if due and step != self._last_eval and trainer.enable_validation:
+            self._evaluate()
+
+    def _evaluation_time_is_up(self) -> bool:
+        interval = self.trainer._val_check_time_interval
+        return interval is not None and time.monotonic() - self.trainer._last_val_time >= interval
+
+    def _run_ends_here(self) -> bool:
+        steps_done = self.max_steps != -1 and self.clock.env_steps >= self.max_steps
+        last_epoch = self.max_epochs not in (None, -1) and self.epoch_progress.current.processed + 1 >= self.max_epochs
+        return steps_done or last_epoch or (self.trainer.should_stop and self._can_stop_early)
+
+    def _evaluate(self) -> None:
+        trainer = self.trainer
+        if not trainer.enable_validation:
+            return
+        started = time.perf_counter()
+        self._last_eval = self.clock.env_steps
+        first_loop_iter = trainer._logger_connector._first_loop_iter
+        trainer.validating = True
+        self.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first_loop_iter
+        torch.set_grad_enabled(True)
+        if trainer.lr_scheduler_configs:
+            self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=True)
+        self._last_log_time += time.perf_counter() - started  # evaluation is not training time
+        self._last_tick = time.perf_counter()
+
+    def on_advance_end(self) -> None:
+        trainer, loop = self.trainer, self.epoch_loop
+        trainer._logger_connector.epoch_end_reached()
+        self.epoch_progress.increment_processed()
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=False)
+        call._call_lightning_module_hook(trainer, "on_train_epoch_end")
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
+        trainer._logger_connector.on_epoch_end()
+        if trainer.lr_scheduler_configs:
+            loop._update_learning_rates("epoch", update_plateau_schedulers=False)
+            loop._update_learning_rates("epoch", update_plateau_schedulers=True)
+        trainer._logger_connector.update_train_epoch_metrics()
+        self.epoch_progress.increment_completed()
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def on_run_end(self) -> None:
+        if self.trainer.log_every_n_steps and self.clock.env_steps > self._last_log_step:
+            self._log()
+        super().on_run_end()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.trainer.rl_strategy.teardown()
+        module = self.trainer.lightning_module
+        if module is not None:
+            module.__dict__.pop("optimize", None)
+
+
+class RLEvaluationLoop(_EvaluationLoop):
+    """Lightning's validation or test: episodes in envs of their own, through the one function `evaluate`."""
+
+    trainer: Trainer
+
+    def setup_data(self) -> None:
+        plan = self.trainer.evaluation_plan(self._stage.dataloader_prefix)
+        self._plan = plan
+        self._max_batches = [float("inf") if plan.num_episodes is None else plan.num_episodes]
+
+    def run(self) -> list[Any]:
+        with torch.no_grad():
+            return self._run()
+
+    def _run(self) -> list[Any]:
+        trainer = self.trainer
+        self.setup_data()
+        if self.skip:
+            return []
+        self._has_run = False
+        self.batch_progress.reset_on_run()
+        self._on_evaluation_model_eval()
+        self._on_evaluation_start()
+        self._on_evaluation_epoch_start()
+        prefix = "test" if trainer.testing else "eval"
+        result = self._episodes()
+        self._has_run = not trainer.sanity_checking
+        trainer._logger_connector.epoch_end_reached()
+        trainer._logger_connector._evaluation_epoch_end()
+        metrics = {} if trainer.sanity_checking else result.metrics(prefix)
+        trainer.last_evaluation = result
+        trainer._logger_connector.publish(metrics, prog_bar=(f"{prefix}/mean",))
+        self._on_evaluation_epoch_end()
+        logged = {**metrics, **trainer._logger_connector.update_eval_epoch_metrics()}
+        trainer._logger_connector.log_eval_end_metrics(dict(logged))
+        self._on_evaluation_end()
+        self._on_evaluation_model_train()
+        if self.verbose and trainer.is_global_zero:
+            self._print_results([logged], self._stage.value)
+        trainer._last_val_time = time.monotonic()
+        return [logged]
+
+    def _episodes(self) -> EvaluationResult:
+        trainer, plan = self.trainer, self._plan
+        num_episodes = self._max_batches[0] if trainer.sanity_checking or not plan.num_steps else None
+        return evaluate(
+            trainer.lightning_module.agent,
+            plan.pool,
+            num_episodes=None if num_episodes is None else int(min(num_episodes, self.max_batches[0])),
+            num_steps=None if num_episodes is not None else plan.num_steps,
+            max_episode_len=plan.max_episode_len,
+            seed=plan.seed,
+            on_episode=self._on_episode,
+            device=trainer.strategy.root_device,
+            dtype=agent_dtype(trainer),
+        )
+
+    def _on_episode(self, episode: EpisodeResult) -> None:
+        """One finished episode is one of Lightning's validation batches."""
+        trainer, progress = self.trainer, self.batch_progress
+        stage = "test" if trainer.testing else "validation"
+        index = progress.current.ready
+        progress.increment_ready()
+        trainer._logger_connector.on_batch_start(episode)
+        call._call_callback_hooks(trainer, f"on_{stage}_batch_start", episode, index)
+        call._call_lightning_module_hook(trainer, f"on_{stage}_batch_start", episode, index)
+        progress.increment_started()
+        output = call._call_lightning_module_hook(trainer, f"{stage}_step", episode, index)
+        progress.increment_processed()
+        call._call_callback_hooks(trainer, f"on_{stage}_batch_end", output, episode, index)
+        call._call_lightning_module_hook(trainer, f"on_{stage}_batch_end", output, episode, index)
+        trainer._logger_connector.on_batch_end()
+        progress.increment_completed()
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.trainer.close_evaluation_pools()
+
+
+class RLPredictionLoop(_PredictionLoop):
+    """Lightning's prediction: whole episodes, observations and actions included."""
+
+    trainer: Trainer
+
+    def run(self) -> list[Any] | None:
+        trainer, plan = self.trainer, self.trainer.evaluation_plan("predict")
+        self.max_batches = [plan.num_episodes or 0]
+        if self.skip:
+            return None
+        self.batch_progress.reset_on_run()
+        self._predictions = []
+        self.epoch_batch_indices = [[]]
+        self._hook("on_predict_start")
+        self._module_mode.capture(trainer.lightning_module)
+        trainer.lightning_module.eval()
+        self._hook("on_predict_epoch_start")
+        with torch.no_grad():
+            evaluate(
+                trainer.lightning_module.agent,
+                plan.pool,
+                num_episodes=plan.num_episodes,
+                max_episode_len=plan.max_episode_len,
+                seed=plan.seed,
+                on_episode=self._on_episode,
+                record=True,
+                device=trainer.strategy.root_device,
+                dtype=agent_dtype(trainer),
+            )
+        self._hook("on_predict_epoch_end")
+        self._hook("on_predict_end")
+        self._module_mode.restore(trainer.lightning_module)
+        return self._predictions if self.return_predictions else None
+
+    @property
+    def predictions(self) -> list[Any]:
+        return self._predictions
+
+    def _hook(self, name: str, *args: Any) -> None:
+        call._call_callback_hooks(self.trainer, name, *args)
+        call._call_lightning_module_hook(self.trainer, name, *args)
+
+    def _on_episode(self, episode: EpisodeResult) -> None:
+        index = self.batch_progress.current.ready
+        self.batch_progress.increment_ready()
+        self.current_batch_indices = [index]
+        self.epoch_batch_indices[0].append([index])
+        self._hook("on_predict_batch_start", episode, index)
+        self.batch_progress.increment_started()
+        prediction = call._call_lightning_module_hook(self.trainer, "predict_step", episode, index)
+        self.batch_progress.increment_processed()
+        self._hook("on_predict_batch_end", prediction, episode, index)
+        self.batch_progress.increment_completed()
+        self._predictions.append(prediction)
+
+    def teardown(self) -> None:
+        self.trainer.close_evaluation_pools()
+
+
+class CrossingCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` whose `every_n_train_steps` fires when the clock crosses a multiple."""
+
+    _next_save: int | None = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        every = self._every_n_train_steps
+        if every >= 1:
+            if self._next_save is None:
+                self._next_save = _next_multiple(self._last_global_step_saved, every)
+            if trainer.global_step >= self._next_save:
+                self._next_save = _next_multiple(trainer.global_step, every)
+                self._every_n_train_steps = 1  # every step is a multiple of one: the parent saves now
+        try:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        finally:
+            self._every_n_train_steps = every
+
+
+def saves_every_n_steps(checkpoint: ModelCheckpoint) -> int:
+    """The `every_n_train_steps` of a checkpoint callback; 0 if it does not save by steps."""
+    return int(checkpoint._every_n_train_steps)
+
+
+def install_loops(trainer: Trainer) -> None:
+    """Replace Lightning's loops by ours, keeping the limits that its constructor worked out."""
+    stock, inference = trainer.fit_loop, trainer.validate_loop.inference_mode
+    trainer._logger_connector = RLLoggerConnector(trainer)
+    trainer.fit_loop = RLFitLoop(trainer, min_epochs=stock.min_epochs, max_epochs=stock.max_epochs)
+    trainer.fit_loop.user_min_epochs = stock.min_epochs
+    max_steps = -1 if trainer.fast_dev_run else stock.max_steps  # a learning step may take many env steps
+    trainer.fit_loop.epoch_loop = RLTrainingEpochLoop(trainer, min_steps=stock.min_steps, max_steps=max_steps)
+    trainer.validate_loop = RLEvaluationLoop(trainer, TrainerFn.VALIDATING, RunningStage.VALIDATING, True, inference)
+    trainer.test_loop = RLEvaluationLoop(trainer, TrainerFn.TESTING, RunningStage.TESTING, True, inference)
+    trainer.predict_loop = RLPredictionLoop(trainer, inference_mode=inference)
+
+
+def agent_dtype(trainer: pl.Trainer) -> torch.dtype:
+    """The dtype of the agent's floating-point inputs: float64 under "64-true", the parameters' own otherwise."""
+    parameter = next(iter(trainer.lightning_module.parameters()), None)
+    return torch.float32 if parameter is None else parameter.dtype
+
+
+def _training_context(plugin: Precision) -> Callable[[], AbstractContextManager[Any]] | None:
+    return None if type(plugin) is Precision else plugin.train_step_context
+
+
+def _next_multiple(step: int, interval: int | float | None) -> int | float:
+    return float("inf") if not interval else (step // interval + 1) * interval
+
+
+def _mean(pending: list[Metrics]) -> dict[str, float]:
+    """The mean of each metric over the learning steps that reported it; one transfer from the device for all."""
+    columns: dict[str, list[torch.Tensor]] = {}
+    for metrics in pending:
+        for name, value in metrics.items():
+            columns.setdefault(name, []).append(torch.as_tensor(value).detach().float().reshape(()))
+    if not columns:
+        return {}
+    means = torch.stack([torch.stack(values).mean() for values in columns.values()])
+    return dict(zip(columns, means.tolist(), strict=True))

@@ -1,0 +1,121 @@
+"""Arguments that cannot work, found before any training, with the cure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from rl_lightning._lightning import CrossingCheckpoint, saves_every_n_steps
+from rl_lightning.callbacks import BestAgent, Evaluation
+from rl_lightning.evaluation import STATISTICS
+from rl_lightning.memory import Memory
+from rl_lightning.module import RLModule
+from rl_lightning.types import ConfigurationError
+
+if TYPE_CHECKING:
+    from rl_lightning.trainer import Trainer
+
+_MEANINGLESS_FLAGS = {
+    "overfit_batches": "an agent makes its own data; to overfit on purpose, give it a fixed env and a large num_epochs",
+    "reload_dataloaders_every_n_epochs": "there are no dataloaders; change the env in on_train_epoch_start instead",
+}
+_MEANINGLESS_CALLBACKS: dict[type[pl.Callback], str] = {
+    StochasticWeightAveraging: "it needs dataloaders to run over again; use WeightAveraging or EMAWeightAveraging",
+    BatchSizeFinder: "the agent's memory makes the batches; set the agent's batch_size",
+    LearningRateFinder: "it needs a fixed dataset; try a few values of lr instead",
+}
+_OWN_TIMES = ("time/env_steps_per_second", "time/updates_per_second")
+
+
+def check_flags(steps_per_epoch: int, kwargs: dict[str, Any]) -> None:
+    """Arguments of the Trainer's constructor.
+
+    Raises:
+        ConfigurationError: one cannot mean anything with envs, or is out of range.
+    """
+    for name, cure in _MEANINGLESS_FLAGS.items():
+        if kwargs.get(name):
+            raise ConfigurationError(f"Trainer({name}={kwargs[name]!r}) means nothing here: {cure}.")
+    if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
+        raise ConfigurationError(f"Trainer(steps_per_epoch={steps_per_epoch!r}) must be a whole number of env steps, >= 1.")
+    limit = kwargs.get("limit_train_batches")
+    if isinstance(limit, float) and limit not in (0.0, 1.0):
+        raise ConfigurationError(
+            f"Trainer(limit_train_batches={limit}) is a part of an unknown number: an epoch has steps_per_epoch env "
+            "steps, not a fixed number of learning steps. Give a whole number of learning steps."
+        )
+
+
+def check_callbacks(trainer: Trainer, module: RLModule) -> None:
+    """The Trainer's callbacks, before a fit.
+
+    Raises:
+        ConfigurationError: one cannot work here, or monitors a name that nobody logs.
+    """
+    for callback in trainer.callbacks:
+        for kind, cure in _MEANINGLESS_CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise ConfigurationError(f"{kind.__name__} cannot work with envs: {cure}.")
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(callback, ModelCheckpoint | EarlyStopping | BestAgent) and monitor is not None:
+            _check_monitor(trainer, module, callback, monitor)
+    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, Evaluation)]
+    if len(evaluations) > 1:
+        raise ConfigurationError("Two Evaluation callbacks: a run has one evaluation. Remove one of them.")
+
+
+def _check_monitor(trainer: Trainer, module: RLModule, callback: pl.Callback, monitor: str) -> None:
+    name = f"{type(callback).__name__}(monitor={monitor!r})"
+    ours = ["train/return", "train/length", *_OWN_TIMES]
+    if trainer.enable_validation:
+        ours += [f"eval/{statistic}" for statistic in STATISTICS]
+    elif monitor.startswith("eval/"):
+        raise ConfigurationError(f"{name}: nothing is evaluated. Add the callback Evaluation().")
+    if monitor not in ours and not monitor.startswith("train/") and not _others_may_log(trainer, module):
+        raise ConfigurationError(
+            f"{name}: nobody logs that name. There are {', '.join(ours)}, and train/<metric> for each of the agent's."
+        )
+    higher_is_better = monitor in ("train/return", "eval/mean", "eval/median", "eval/max", "eval/min")
+    if higher_is_better and getattr(callback, "mode", "max") == "min":
+        rank_zero_warn(f"{name} has mode='min', and a higher return is better: give it mode='max'.")
+
+
+def _others_may_log(trainer: Trainer, module: RLModule) -> bool:
+    """Whether code from outside takes part in the run, so that we cannot know all names."""
+    known = ("rl_lightning.", "pytorch_lightning.", "lightning.")
+    return type(module) is not RLModule or not all(
+        type(callback).__module__.startswith(known) and type(callback) is not pl.callbacks.LambdaCallback
+        for callback in trainer.callbacks
+    )
+
+
+def check_checkpoint_intervals(trainer: Trainer, num_envs: int, memory: Memory) -> None:
+    """Stock checkpoints by steps, which save only where the clock falls on a multiple.
+
+    Raises:
+        ConfigurationError: the clock's own stride would make that rare.
+    """
+    stride = getattr(memory, "stride", num_envs) * trainer.world_size
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or isinstance(callback, CrossingCheckpoint):
+            continue
+        every = saves_every_n_steps(callback)
+        if every >= 1 and every % stride:
+            meet = math.lcm(every, stride) // every
+            below, above = every // stride * stride, (every // stride + 1) * stride
+            nearest = f"{below} or {above}" if below else str(above)
+            raise ConfigurationError(
+                f"{type(callback).__name__}(every_n_train_steps={every}) would save about once in {meet}: training "
+                f"advances {stride} env steps between learning phases, and it saves only where both meet. Use a "
+                f"multiple of {stride} ({nearest}), or rl_lightning.callbacks.Checkpoint."
+            )

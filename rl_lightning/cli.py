@@ -1,0 +1,35 @@
+"""The command line: `rl-lightning fit --config configs/ppo_cartpole.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning.cli import ArgsType, LightningCLI
+
+from rl_lightning.env_module import EnvModule
+from rl_lightning.module import RLModule
+from rl_lightning.trainer import Trainer
+
+
+class RLCLI(LightningCLI):
+    """`LightningCLI` for agents and envs: subcommands fit, validate, test, predict.
+
+    `model.agent` and `data` name a class and its arguments; everything can also be given on the command line.
+    """
+
+    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        super().__init__(RLModule, EnvModule, subclass_mode_data=True, trainer_class=Trainer, args=args, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods, and those of their arguments that `model` and `data` stand for."""
+        return {name: {"model", "env", "datamodule"} for name in ("fit", "validate", "test", "predict")}
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line."""
+    RLCLI(args, parser_kwargs={"description": "Train, validate, test or run a reinforcement-learning agent."})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How a loss becomes a step of an optimizer: Lightning's precision, clipping, accumulation and hooks, only if used."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.utilities import GradClipAlgorithmType
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
+
+from rl_lightning.types import ConfigurationError, NonFiniteError
+
+if TYPE_CHECKING:
+    from rl_lightning._lightning import Hooks
+    from rl_lightning.trainer import Trainer
+
+
+class Optimization:
+    """The `step(name, loss)` that an agent's `update` is given inside `Trainer.fit`.
+
+    Each call is one backward pass and, unless gradients accumulate, one step of the named optimizer::
+
+        on_before_zero_grad, zero_grad
+        on_before_backward, backward, on_after_backward
+        on_before_optimizer_step, clip, optimizer.step
+
+    Attributes:
+        accumulating: whether the last call left its gradients to be added to.
+        last_loss: the last loss, detached.
+    """
+
+    def __init__(self, trainer: Trainer, hooks: Hooks) -> None:
+        self._trainer = trainer
+        self._module = trainer.lightning_module
+        self._clock = trainer.fit_loop.clock
+        self._optimizers = self._named(trainer)
+        self._parameters = {
+            name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for name, optimizer in self._optimizers.items()
+        }
+        self._num_backwards = dict.fromkeys(self._optimizers, 0)
+        self._scaler = trainer.scaler
+        self._check_loss = trainer.strategy.root_device.type == "cpu"  # elsewhere it would wait for the device
+        self._before_zero_grad = hooks.bind("on_before_zero_grad")
+        self._before_backward = hooks.bind("on_before_backward")
+        self._after_backward = hooks.bind("on_after_backward")
+        self._before_step = hooks.bind("on_before_optimizer_step")
+        self._own_zero_grad = hooks.method("optimizer_zero_grad") if hooks.overridden("optimizer_zero_grad") else None
+        self._own_backward = hooks.method("backward") if hooks.overridden("backward") else None
+        self._own_clipping = (
+            hooks.method("configure_gradient_clipping") if hooks.overridden("configure_gradient_clipping") else None
+        )
+        self._own_step = hooks.method("optimizer_step") if hooks.overridden("optimizer_step") else None
+        self.accumulating = False
+        self.last_loss: Tensor | None = None
+
+    def _named(self, trainer: Trainer) -> dict[str, Optimizer]:
+        optimizers, names = trainer.optimizers, list(self._module.named_optimizers())
+        if len(optimizers) != len(names):
+            raise ConfigurationError(
+                f"configure_optimizers returned {len(optimizers)} optimizers, and the agent steps {len(names)}: "
+                f"{', '.join(names)}. Return one for each, in this order."
+            )
+        return dict(zip(names, optimizers, strict=True))
+
+    def __call__(self, name: str, loss: Tensor) -> None:
+        """Minimise `loss`.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite.
+            ConfigurationError: the agent has no optimizer of this name.
+        """
+        if name not in self._optimizers:
+            raise ConfigurationError(
+                f"update() stepped {name!r}, and configure_optimizers() has only: {', '.join(self._optimizers)}."
+            )
+        self.last_loss = loss.detach()
+        if self._check_loss and not math.isfinite(loss.item()):
+            raise NonFiniteError(
+                f"the loss {name!r} is {loss.item()} at env step {self._clock.env_steps:_}, learning step "
+                f"{self._clock.num_updates:_}. Lower the learning rate, clip gradients (Trainer(gradient_clip_val=0.5)), "
+                "or look for its source with Trainer(detect_anomaly=True)."
+            )
+        optimizer, every = self._optimizers[name], self._trainer.accumulate_grad_batches
+        count = self._num_backwards[name] = self._num_backwards[name] + 1
+        if every == 1 or count % every == 1:
+            self._zero_grad(name, optimizer)
+        self._backward(loss if every == 1 else loss / every)
+        self.accumulating = count % every != 0
+        if not self.accumulating:
+            self._step(name, optimizer)
+
+    def _zero_grad(self, name: str, optimizer: Optimizer) -> None:
+        if self._before_zero_grad is not None:
+            self._before_zero_grad(optimizer)
+        if self._own_zero_grad is not None:
+            self._own_zero_grad(self._trainer.current_epoch, self._batch_idx, optimizer)
+            return
+        for parameter in self._parameters[name]:
+            parameter.grad = None
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
+        if self._before_backward is not None:
+            self._before_backward(loss)
+        if self._own_backward is not None:
+            self._own_backward(loss)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self._after_backward is not None:
+            self._after_backward()
+
+    def _step(self, name: str, optimizer: Optimizer) -> None:
+        if self._trainer.world_size > 1:
+            _average_gradients(self._parameters[name], self._trainer.world_size)
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        if self._before_step is not None:
+            self._before_step(optimizer)
+        self._clip(name, optimizer)
+        if self._own_step is not None:
+            self._own_step(self._trainer.current_epoch, self._batch_idx, optimizer, lambda: self.last_loss)
+        elif self._scaler is not None:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        else:
+            optimizer.step()
+
+    def _clip(self, name: str, optimizer: Optimizer) -> None:
+        """The Trainer's clipping where it is set, the agent's own otherwise."""
+        trainer = self._trainer
+        if self._own_clipping is not None:
+            self._own_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+            return
+        limit = trainer.gradient_clip_val
+        if limit is None:
+            limit = self._module.agent.max_grad_norm
+        if not limit:
+            return
+        if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            clip_grad_value_(self._parameters[name], limit)
+        else:
+            clip_grad_norm_(self._parameters[name], limit)
+
+    @property
+    def _batch_idx(self) -> int:
+        return self._trainer.fit_loop.batch_idx
+
+
+def _average_gradients(parameters: list[Any], world_size: int) -> None:
+    """Average over the ranks, as data-parallel training does; here, because losses are made inside `update`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= world_size
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,386 @@
+"""`Trainer`: Lightning's Trainer, fed by environments, on the clock of env steps."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.strategies import Strategy as LightningStrategy
+
+from rl_lightning import _lightning
+from rl_lightning.agents import Agent
+from rl_lightning.callbacks import Evaluation, LinearInterpolation, RLProgressBar
+from rl_lightning.checks import check_callbacks, check_checkpoint_intervals, check_flags
+from rl_lightning.env_module import EnvLike, EnvModule, as_env_module
+from rl_lightning.envs import EnvPool
+from rl_lightning.evaluation import EvaluationResult
+from rl_lightning.memory import Memory
+from rl_lightning.module import RLModule
+from rl_lightning.strategies import BatchStrategy, Strategy, SyncStrategy
+from rl_lightning.types import ConfigurationError
+
+_ROLES = ("train", "val", "test", "predict", "memory")
+"""Each role draws its seeds from a stream of its own; the order is part of what a seed means, so only append."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """One evaluation, worked out: exactly one of `num_episodes` and `num_steps` is set."""
+
+    pool: EnvPool
+    num_episodes: int | None
+    num_steps: int | None
+    max_episode_len: int | None
+    seed: int
+
+
+class Trainer(pl.Trainer):
+    """Trains an agent the way Lightning trains a network.
+
+    Every argument of `pytorch_lightning.Trainer` is taken. `trainer.global_step` is the number of env steps taken in
+    training, over all envs and workers, and everything that counts steps counts those:
+
+    | Argument | What it means here |
+    |---|---|
+    | `max_steps`, `min_steps` | env steps; with several envs training may pass `max_steps` by up to num_envs - 1 |
+    | `steps_per_epoch` | env steps in an epoch (ours; 10,000) |
+    | `max_epochs`, `min_epochs`, `max_time` | as in Lightning; one of `max_steps`, `max_epochs`, `max_time` is needed |
+    | `val_check_interval` | int: evaluate every so many env steps; float: that part of an epoch; time: as in Lightning |
+    | `check_val_every_n_epoch` | evaluate at the end of every so many epochs |
+    | `limit_val_batches`, `limit_test_batches`, `limit_predict_batches` | episodes: at most (int) or a part of (float) |
+    | `limit_train_batches` | int: at most so many learning steps an epoch, then the epoch ends |
+    | `log_every_n_steps` | env steps between two log entries (1,000); fires on crossing |
+    | `fast_dev_run` | so many learning steps and evaluation episodes, no logger, no checkpoint |
+    | `num_sanity_val_steps` | evaluation episodes before training (0: they would act in a real env) |
+    | `accumulate_grad_batches` | learning steps whose gradients are averaged into one step of each optimizer |
+    | `gradient_clip_val` | replaces the agent's `max_grad_norm`; 0 switches clipping off |
+    | `precision` | "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true"; acting runs in plain precision |
+    | `deterministic`, `profiler`, `detect_anomaly`, `barebones`, `max_time`, `devices`, ... | as in Lightning |
+    | `overfit_batches`, `reload_dataloaders_every_n_epochs` | an error: there are no dataloaders |
+
+    Args:
+        strategy: how experience is gathered: "sync" (one env), "batch" (several in lockstep), "auto" (whichever fits),
+            or an instance. Lightning's own names ("ddp", ...) pass through to Lightning and gather in batch on every
+            rank.
+        steps_per_epoch: env steps in an epoch; the evaluation ends it.
+        log_every_n_steps: env steps between two log entries.
+        num_sanity_val_steps: evaluation episodes before training.
+        **kwargs: every other argument of `pytorch_lightning.Trainer`.
+
+    Attributes:
+        seed: what every random stream of the run follows from: `seed_everything`'s seed, or a fresh one.
+        memory: what the agent learns from, while fitting.
+        last_evaluation: the result of the last evaluation.
+
+    Raises:
+        ConfigurationError: arguments that cannot mean anything here, or not together.
+    """
+
+    module_class = RLModule
+    fit_loop: _lightning.RLFitLoop
+
+    def __init__(
+        self,
+        *,
+        strategy: str | Strategy | LightningStrategy = "auto",
+        steps_per_epoch: int = 10_000,
+        log_every_n_steps: int | None = None,
+        num_sanity_val_steps: int | None = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_flags(steps_per_epoch, kwargs)
+        self.steps_per_epoch = steps_per_epoch
+        self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
+        if strategy in ("auto", "sync", "batch") or isinstance(strategy, Strategy):
+            self._gathering, strategy = strategy, "auto"  # type: ignore[assignment]
+        self._user_val_check = kwargs.get("val_check_interval")
+        if not kwargs.get("barebones", False):
+            log_every_n_steps = 1_000 if log_every_n_steps is None else log_every_n_steps
+            kwargs["callbacks"] = _with_progress_bar(kwargs.get("callbacks"), kwargs.get("enable_progress_bar"))
+        super().__init__(
+            strategy=strategy,  # type: ignore[arg-type]
+            log_every_n_steps=log_every_n_steps,
+            num_sanity_val_steps=num_sanity_val_steps,
+            **kwargs,
+        )
+        _lightning.install_loops(self)
+        self.seed = 0
+        self.memory: Memory | None = None
+        self.last_evaluation: EvaluationResult | None = None
+        self.rl_strategy: Strategy = BatchStrategy()
+        self._train_pool: EnvPool | None = None
+        self._evaluation_pools: dict[str, EnvPool] = {}
+
+    # ---- what users call -----------------------------------------------------------------------------------------
+
+    def fit(  # type: ignore[override]
+        self,
+        model: RLModule | Agent,
+        env: EnvLike | None = None,
+        *,
+        datamodule: EnvModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: an `RLModule`, or an agent to wrap in one.
+            env: an `EnvModule`, a gymnasium id, an env, a vector env, or a factory.
+            datamodule: the `EnvModule` by Lightning's name for it; give this or `env`.
+            ckpt_path: "best", "last", or a checkpoint to go on from. The networks, optimizers, counters and callbacks
+                are restored; a replay memory fills anew, and episodes start anew.
+            weights_only: load only tensors and plain data from the checkpoint (the default). False runs code from it.
+        """
+        module, data = self._attach(model, env, datamodule)
+        self._check_limits()
+        check_callbacks(self, module)
+        recipe = data.recipe("train")
+        self._train_pool = recipe.make()
+        try:
+            module.build(self._train_pool.observation_space, self._train_pool.action_space)
+            module.named_optimizers()
+            self._add_schedules(module.agent)
+            super().fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=_default_true(weights_only))
+        finally:
+            self._train_pool.close()
+            self._train_pool = None
+
+    def validate(  # type: ignore[override]
+        self,
+        model: RLModule | Agent | None = None,
+        env: EnvLike | None = None,
+        *,
+        datamodule: EnvModule | None = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate as training does, with the settings of the `Evaluation` callback if there is one.
+
+        Args: as in `fit`; without `model` and `env`, those of the last run. verbose: print the result.
+        Returns:
+            one dict: "eval/mean", "eval/median", "eval/stdev", "eval/max", "eval/min", "eval/length_mean".
+        """
+        arguments = self._evaluation_arguments(model, env, datamodule, ckpt_path, weights_only)
+        return super().validate(verbose=verbose, **arguments)  # type: ignore[return-value]
+
+    def test(  # type: ignore[override]
+        self,
+        model: RLModule | Agent | None = None,
+        env: EnvLike | None = None,
+        *,
+        datamodule: EnvModule | None = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Evaluate in the test envs: as `validate`, with names "test/mean" and so on, and starts of its own."""
+        arguments = self._evaluation_arguments(model, env, datamodule, ckpt_path, weights_only)
+        return super().test(verbose=verbose, **arguments)  # type: ignore[return-value]
+
+    def predict(  # type: ignore[override]
+        self,
+        model: RLModule | Agent | None = None,
+        env: EnvLike | None = None,
+        *,
+        datamodule: EnvModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Act, and give back what happened.
+
+        Returns:
+            what `RLModule.predict_step` makes of each episode; by default the `EpisodeResult` with its observations,
+            actions and rewards. `limit_predict_batches` says how many episodes (default: one).
+        """
+        arguments = self._evaluation_arguments(model, env, datamodule, ckpt_path, weights_only)
+        return super().predict(return_predictions=return_predictions, **arguments)
+
+    @property
+    def num_updates(self) -> int:
+        """Learning steps taken."""
+        return self.fit_loop.clock.num_updates
+
+    @property
+    def num_episodes(self) -> int:
+        """Training episodes ended."""
+        return self.fit_loop.clock.num_episodes
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether training evaluates: there is an `Evaluation` callback, and `limit_val_batches` is not 0."""
+        return self._evaluation is not None and self.limit_val_batches > 0
+
+    # ---- what the loops ask for ----------------------------------------------------------------------------------
+
+    @property
+    def evaluation_interval(self) -> int | None:
+        """Env steps between two evaluations; None: at the end of epochs."""
+        if self._evaluation is not None and self._evaluation.every_n_steps is not None:
+            return self._evaluation.every_n_steps
+        interval = self.val_check_interval
+        if isinstance(interval, float) and interval != 1.0:
+            return max(1, int(self.steps_per_epoch * interval))
+        return interval if isinstance(interval, int) else None
+
+    @property
+    def eval_at_start(self) -> bool:
+        """Whether to evaluate before the first step."""
+        return self._evaluation is not None and self._evaluation.eval_at_start
+
+    def evaluation_plan(self, stage: str) -> EvaluationPlan:
+        """What to evaluate, and in which envs, for stage "val", "test" or "predict"."""
+        settings = self._evaluation or Evaluation()
+        if stage not in self._evaluation_pools:
+            own_env = settings.env if stage == "val" else None
+            recipe = self._data.recipe(stage) if own_env is None else as_env_module(own_env).recipe("train")
+            self._evaluation_pools[stage] = recipe.make()
+        limit = getattr(self, f"limit_{stage}_batches")
+        num_episodes: int | None = 1 if stage == "predict" else settings.num_episodes
+        if isinstance(limit, int):
+            num_episodes = limit if stage == "predict" or num_episodes is None else min(limit, num_episodes)
+        elif num_episodes is not None:
+            num_episodes = int(num_episodes * limit)
+        own_seed = settings.seed is not None and stage == "val"
+        return EvaluationPlan(
+            pool=self._evaluation_pools[stage],
+            num_episodes=num_episodes,
+            num_steps=settings.num_steps if num_episodes is None else None,
+            max_episode_len=settings.max_episode_len,
+            seed=settings.seed if own_seed else self.draw_seed(stage, self.global_step),  # type: ignore[arg-type]
+        )
+
+    def close_evaluation_pools(self) -> None:
+        """Close the envs of evaluation, test and prediction."""
+        while self._evaluation_pools:
+            self._evaluation_pools.popitem()[1].close()
+
+    def setup_gathering(self) -> tuple[Strategy, Memory]:
+        """The strategy, its envs reset, and the memory, for a run that starts now."""
+        pool, module = self._train_pool, self.lightning_module
+        assert pool is not None
+        self.rl_strategy = self._choose_strategy(pool.num_envs)
+        self.memory = module.memory if module.memory is not None else module.agent.make_memory(pool.num_envs)
+        self.memory.rng = np.random.default_rng(self._seed_sequence("memory"))
+        check_checkpoint_intervals(self, pool.num_envs, self.memory)
+        self.rl_strategy.setup(
+            module.agent,
+            pool,
+            # where a resumed run starts anew, it must not repeat the episodes that it started with
+            seed=self.draw_seed("train", self.global_step),
+            device=self.strategy.root_device,
+            dtype=_lightning.agent_dtype(self),
+        )
+        self.rl_strategy.episodes.num_finished = self.num_episodes
+        return self.rl_strategy, self.memory
+
+    def draw_seed(self, role: str, *path: int) -> int:
+        """A 32-bit seed that follows from the run's seed, this process's rank, the role and `path`, and from no more."""
+        return int(self._seed_sequence(role, *path).generate_state(1)[0])
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _seed_sequence(self, role: str, *path: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self.seed, spawn_key=(_ROLES.index(role), self.global_rank, *path))
+
+    @property
+    def _evaluation(self) -> Evaluation | None:
+        return next((callback for callback in self.callbacks if isinstance(callback, Evaluation)), None)
+
+    def _choose_strategy(self, num_envs: int) -> Strategy:
+        if isinstance(self._gathering, Strategy):
+            return self._gathering
+        kind = ("sync" if num_envs == 1 else "batch") if self._gathering == "auto" else self._gathering
+        return SyncStrategy() if kind == "sync" else BatchStrategy()
+
+    def _attach(
+        self, model: RLModule | Agent | None, env: EnvLike | None, datamodule: EnvModule | None
+    ) -> tuple[RLModule, EnvModule]:
+        """The module and the env module of a run, from whatever the user gave or used last."""
+        self.seed = _run_seed()
+        if isinstance(model, Agent):
+            model = RLModule(model)
+        model = model or self.lightning_module
+        if not isinstance(model, RLModule):
+            raise ConfigurationError(
+                f"rl_lightning.Trainer trains an RLModule or an agent; it was given {type(model).__name__}. "
+                "Wrap an agent: RLModule(PPO()). A plain LightningModule needs pytorch_lightning.Trainer."
+            )
+        if env is not None and datamodule is not None:
+            raise ConfigurationError("Give the env either as `env` or as `datamodule`, not both.")
+        given = env if env is not None else datamodule
+        if given is None:
+            given = getattr(self, "datamodule", None)
+        if given is None:
+            raise ConfigurationError(
+                "No env: give one as the second argument, such as trainer.fit(module, 'CartPole-v1')."
+            )
+        self._data = as_env_module(given)
+        return model, self._data
+
+    def _evaluation_arguments(
+        self,
+        model: RLModule | Agent | None,
+        env: EnvLike | None,
+        datamodule: EnvModule | None,
+        ckpt_path: str | Path | None,
+        weights_only: bool | None,
+    ) -> dict[str, Any]:
+        module, data = self._attach(model, env, datamodule)
+        stage = "val"
+        if not module.built:
+            pool = self._evaluation_pools[stage] = data.recipe(stage).make()
+            module.build(pool.observation_space, pool.action_space)
+        return {
+            "model": None if model is None else module,
+            "datamodule": data,
+            "ckpt_path": ckpt_path,
+            "weights_only": _default_true(weights_only),
+        }
+
+    def _check_limits(self) -> None:
+        timed = any(isinstance(callback, pl.callbacks.Timer) for callback in self.callbacks)
+        if self.max_steps == -1 and self.max_epochs is None and not timed and not self.fast_dev_run:
+            raise ConfigurationError(
+                "Trainer(max_steps=...) is missing: training would not end. Give the number of env steps, "
+                "or max_epochs (of steps_per_epoch env steps each), or max_time; max_epochs=-1 means for ever."
+            )
+        if self._user_val_check is not None and self._evaluation is None:
+            raise ConfigurationError(
+                f"Trainer(val_check_interval={self._user_val_check}) has nothing to run: add the callback Evaluation()."
+            )
+
+    def _add_schedules(self, agent: Agent) -> None:
+        """Callbacks for the agent's own schedules, unless the user set one for the same value."""
+        self.callbacks = [c for c in self.callbacks if not (isinstance(c, LinearInterpolation) and c.from_agent)]
+        taken = {callback.target for callback in self.callbacks if isinstance(callback, LinearInterpolation)}
+        for name, (start, stop, steps) in agent.schedules().items():
+            if name not in taken:
+                schedule = LinearInterpolation(name, start_value=start, stop_value=stop, total_steps=steps)
+                schedule.from_agent = True
+                self.callbacks.insert(0, schedule)
+
+
+def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[pl.Callback]:
+    """The user's callbacks, and our progress bar unless they brought one or want none."""
+    given = [callbacks] if isinstance(callbacks, pl.Callback) else list(callbacks or [])
+    if enabled is False or any(isinstance(callback, ProgressBar) for callback in given):
+        return given
+    return [*given, RLProgressBar()]
+
+
+def _run_seed() -> int:
+    """The seed of `seed_everything`; a fresh one if it was not called."""
+    given = os.environ.get("PL_GLOBAL_SEED")
+    return int(given) if given is not None else int(np.random.SeedSequence().generate_state(1)[0])
+
+
+def _default_true(weights_only: bool | None) -> bool:
+    return True if weights_only is None else weights_only

@@ -1,0 +1,38 @@
+"""DQN on Acrobot-v1: the same run as configs/dqn_acrobot.yaml, in Python.
+
+python examples/dqn_acrobot.py
+"""
+
+from pytorch_lightning import seed_everything
+
+from rl_lightning import DQN, RLModule, Trainer
+from rl_lightning.callbacks import BestAgent, Evaluation
+
+
+def main(max_steps: int = 100_000, seed: int = 0, root: str = ".") -> float:
+    """Train, then test the best agent. Returns its mean return over 20 episodes."""
+    seed_everything(seed)
+    agent = DQN(
+        lr=6.3e-4,
+        hidden_sizes=(256, 256),
+        buffer_size=50_000,
+        batch_size=128,
+        learning_starts=1_000,
+        update_every=4,
+        updates_per_step=1.0,
+        target_update_every=250,
+        final_epsilon=0.1,
+        epsilon_steps=12_000,
+    )
+    trainer = Trainer(
+        max_steps=max_steps,
+        steps_per_epoch=10_000,
+        default_root_dir=root,
+        callbacks=[Evaluation(num_episodes=20), BestAgent()],
+    )
+    trainer.fit(RLModule(agent), "Acrobot-v1")
+    return trainer.test(ckpt_path="best")[0]["test/mean"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,573 @@
+"""Stepping envs: one, or several through gymnasium's vector envs in every autoreset mode."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_lightning.envs import EnvPool, SinglePool, VectorPool
+from rl_lightning.types import ConfigurationError, EnvError, NonFiniteError
+from tests.envs import (
+    LOW_HIGH,
+    Broken,
+    GivesObservation,
+    NeedsReset,
+    Nested,
+    NotFiniteAt,
+    OldReset,
+    OldSeed,
+    OldStep,
+    ReusesMemory,
+    Scripted,
+)
+
+GO = np.array([1])
+MODES = list(AutoresetMode)
+
+
+def vector(*factories: Any, mode: AutoresetMode = AutoresetMode.SAME_STEP, **kwargs: Any) -> SyncVectorEnv:
+    return SyncVectorEnv(list(factories), autoreset_mode=mode, **kwargs)
+
+
+def scripted(lengths: Any, kind: type[Scripted] = Scripted, **kwargs: Any) -> Any:
+    return functools.partial(kind, lengths, **kwargs)
+
+
+def started(env: gym.Env, **kwargs: Any) -> SinglePool:
+    pool = SinglePool(env, **kwargs)
+    pool.reset(0)
+    return pool
+
+
+# ---- one env ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_env_gives_batches_of_one():
+    pool = SinglePool(Scripted((3,), reward=0.5))
+    obs = pool.reset(seed=5)
+    step = pool.step(GO)
+    assert (obs.tolist(), step.obs.tolist()) == ([[0.0, 0.0]], [[0.0, 1.0]])
+    assert (step.reward.tolist(), step.terminated.tolist(), step.truncated.tolist()) == ([0.5], [False], [False])
+    assert [a.dtype for a in (obs, step.reward, step.terminated, step.truncated)] == [
+        np.float32,
+        np.float32,
+        bool,
+        bool,
+    ]
+    assert step.next_obs is step.obs and step.valid is None
+    assert pool.env.seeds == [5] and pool.num_envs == 1 and pool.num_steps == 1
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_an_ended_episode_is_followed_by_the_next_at_once(truncates):
+    """Episode 0 has two steps: its last observation is [0, 2], the next episode's first [1, 0]."""
+    pool = started(Scripted((2,), truncates=truncates))
+    pool.step(GO)
+    step = pool.step(GO)
+    assert step.next_obs.tolist() == [[0.0, 2.0]] and step.obs.tolist() == [[1.0, 0.0]]
+    assert (bool(step.terminated[0]), bool(step.truncated[0])) == (not truncates, truncates)
+
+
+def test_max_episode_len_truncates():
+    pool = started(Scripted((100,)), max_episode_len=2)
+    flags = [pool.step(GO).truncated[0] for _ in range(4)]
+    assert flags == [False, True, False, True]
+
+
+def test_an_episode_that_ends_by_itself_at_the_limit_is_not_truncated():
+    pool = started(Scripted((2,)), max_episode_len=2)
+    pool.step(GO)
+    step = pool.step(GO)
+    assert step.terminated[0] and not step.truncated[0]
+
+
+def test_a_reset_starts_the_limit_anew():
+    pool = started(Scripted((100,)), max_episode_len=2)
+    pool.step(GO)
+    pool.reset()
+    assert not pool.step(GO).truncated[0]
+
+
+def test_needs_reset_truncates():
+    pool = started(NeedsReset(every=2))
+    steps = [pool.step(GO) for _ in range(4)]
+    assert [bool(step.truncated[0]) for step in steps] == [False, True, False, True]
+    assert not any(step.terminated[0] for step in steps)
+
+
+def test_no_later_step_writes_into_what_was_returned():
+    pool = SinglePool(ReusesMemory((2,)))
+    first = pool.reset()
+    steps = [pool.step(GO) for _ in range(3)]
+    assert first.tolist() == [[0.0, 0.0]]
+    assert [step.next_obs.tolist() for step in steps] == [[[0.0, 1.0]], [[0.0, 2.0]], [[1.0, 1.0]]]
+    assert steps[1].obs.tolist() == [[1.0, 0.0]]
+
+
+def test_a_nested_observation_is_laid_flat():
+    pool = SinglePool(Nested((1,)))
+    assert list(pool.reset()) == ["clock", "pair.0", "pair.1"]
+    step = pool.step(GO)
+    assert {path: array.tolist() for path, array in step.next_obs.items()} == {
+        "clock": [1.0], "pair.0": [[0.0, 1.0]], "pair.1": [0],
+    }  # fmt: skip
+    assert step.obs["pair.1"].tolist() == [1] and step.obs["pair.1"].dtype == np.int64
+
+
+def test_float64_observations_become_float32():
+    pool = SinglePool(GivesObservation(np.zeros(2), observation_space=spaces.Box(-1.0, 1.0, (2,), np.float64)))
+    assert pool.reset().dtype == np.float32 and pool.step(GO).obs.dtype == np.float32
+
+
+def test_observations_are_cast_to_the_spaces_dtype():
+    pool = SinglePool(GivesObservation(np.ones(2, np.float64)))
+    assert pool.reset().dtype == np.float32
+    assert SinglePool(GivesObservation(3, observation_space=spaces.Discrete(5))).reset().tolist() == [3]
+
+
+@pytest.mark.parametrize(("mask", "episode"), [([True], 1.0), ([False], 0.0)])
+def test_reset_envs_resets_what_it_is_told_to(mask, episode):
+    pool = started(Scripted((100,)))
+    pool.step(GO)
+    assert pool.reset_envs(np.array(mask), seeds=[7])[0, 0] == episode
+    assert (7 in pool.env.seeds) == mask[0]
+
+
+def test_reset_envs_starts_what_was_never_started():
+    assert SinglePool(Scripted()).reset_envs(np.array([False])).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("owns", "closed"), [(True, 1), (False, 0)])
+def test_a_lent_env_is_not_closed(owns, closed):
+    env = Scripted()
+    SinglePool(env, owns_env=owns).close()
+    lent = vector(scripted((3,)))
+    VectorPool(lent, owns_env=owns).close()
+    assert env.closed == closed and lent.closed == owns
+
+
+# ---- what an env may not do ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "what"),
+    [
+        (np.zeros(3, np.float32), r"observation of shape \(3,\), dtype float32 does not fit Box.*Reshape"),
+        (np.zeros((1, 2), np.float32), r"shape \(1, 2\)"),
+        (np.array(["a", "b"]), "dtype <U1 does not fit"),
+        (np.zeros(2, complex), "dtype complex128"),
+        (None, "dtype object"),
+        ([[1.0], [1.0, 2.0]], "is no array"),
+    ],
+)
+def test_a_first_observation_that_does_not_fit_is_named(first, what):
+    with pytest.raises(EnvError, match=what):
+        SinglePool(GivesObservation(first)).reset()
+
+
+def test_a_float_observation_does_not_fit_an_image_space():
+    image = spaces.Box(0, 255, (2, 2), np.uint8)
+    with pytest.raises(EnvError, match="dtype float64 does not fit"):
+        SinglePool(GivesObservation(np.zeros((2, 2)), observation_space=image)).reset()
+
+
+def test_a_later_observation_of_another_shape_is_named():
+    pool = started(GivesObservation(np.zeros(2, np.float32), np.zeros(3, np.float32)))
+    with pytest.raises(EnvError, match=r"shape \(3,\)"):
+        pool.step(GO)
+
+
+def test_an_observation_that_is_not_nested_as_its_space_is_named():
+    space = spaces.Dict({"a": LOW_HIGH, "b": LOW_HIGH})
+    for obs in ({"a": np.zeros(2)}, np.zeros(2)):
+        with pytest.raises(EnvError, match="is not nested as Dict"):
+            SinglePool(GivesObservation(obs, observation_space=space)).reset()
+    with pytest.raises(EnvError, match=r"observation\['b'\] of shape \(3,\)"):
+        SinglePool(GivesObservation({"a": np.zeros(2), "b": np.zeros(3)}, observation_space=space)).reset()
+
+
+@pytest.mark.parametrize(("field", "name"), [("observation", r"observation\[1\]"), ("reward", "reward")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named_with_its_step(field, name, value):
+    pool = started(NotFiniteAt(3, field=field, value=value, length=2))
+    pool.step(GO), pool.step(GO)
+    with pytest.raises(NonFiniteError, match=f"env 0 gave {name} = {value} at step 3 of this pool.*wrapper"):
+        pool.step(GO)
+
+
+def test_what_is_not_finite_is_found_in_large_and_in_nested_observations():
+    image = np.zeros((20, 20), np.float32)
+    bad = image.copy()
+    bad[3, 4] = np.nan
+    pool = started(GivesObservation(image, bad, spaces.Box(0.0, 1.0, (20, 20))))
+    with pytest.raises(NonFiniteError, match=r"observation\[3, 4\] = nan"):
+        pool.step(GO)
+    nested = GivesObservation(
+        {"a": 0, "b": bad}, observation_space=spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1, (20, 20)))
+    )
+    with pytest.raises(NonFiniteError, match=r"observation\['b'\]\[3, 4\] = nan at step 0"):
+        SinglePool(nested).reset()
+
+
+def test_a_reward_beyond_float32_is_refused():
+    with pytest.raises(NonFiniteError, match=r"reward = 1e\+300"):
+        started(Scripted(reward=1e300)).step(GO)
+
+
+@pytest.mark.parametrize("reward", [None, "much", np.zeros(2)])
+def test_a_reward_that_is_no_number_is_refused(reward):
+    with pytest.raises(EnvError, match="is not a number"):
+        started(Scripted(reward=reward)).step(GO)
+
+
+@pytest.mark.parametrize("kind", [OldReset, OldSeed])
+def test_the_old_reset_is_named(kind):
+    with pytest.raises(EnvError, match="old gym API.*shimmy"):
+        SinglePool(kind()).reset(0)
+
+
+def test_the_old_step_is_named():
+    with pytest.raises(EnvError, match=r"a tuple of 4 \(ndarray, float, bool, dict\).*old gym API.*shimmy"):
+        started(OldStep()).step(GO)
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_an_envs_own_exception_comes_through(where):
+    pool = SinglePool(Broken(where))
+    with pytest.raises(ValueError, match="^sensor unplugged$"):
+        pool.reset()
+        pool.step(GO)
+
+
+def test_what_is_no_env_is_refused():
+    with pytest.raises(ConfigurationError, match="builtins.int is no env"):
+        SinglePool(3)
+
+
+def test_an_observation_space_without_arrays_is_refused():
+    with pytest.raises(ConfigurationError, match="has space Text.*not supported"):
+        SinglePool(Scripted(observation_space=spaces.Text(5)))
+
+
+# ---- actions ---------------------------------------------------------------------------------------------------------
+
+BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+
+
+def taken(space: gym.Space, action: Any) -> Any:
+    """What the env is given where the agent says `action`."""
+    env = Scripted(action_space=space)
+    started(env).step(action)
+    return env.actions[0]
+
+
+def test_integers_count_from_the_spaces_start():
+    action = taken(spaces.Discrete(3, start=5), np.array([2]))
+    assert (action, type(action)) == (7, int)
+    many = taken(spaces.MultiDiscrete([3, 4], start=[1, -2]), np.array([[2, 3]]))
+    assert many.tolist() == [3, 1] and many.dtype == np.int64
+
+
+def test_actions_get_the_spaces_dtype_and_shape():
+    assert taken(BOX, np.array([[0.5, 0.5]], np.float64)).dtype == np.float32
+    assert taken(spaces.Box(-1.0, 1.0, (), np.float64), np.array([0.5], np.float32)).dtype == np.float64
+    assert taken(spaces.MultiBinary(2), np.array([[True, False]])).tolist() == [1, 0]
+    assert taken(spaces.MultiBinary(2), np.array([[1, 0]])).dtype == np.int8
+    assert taken(spaces.Box(0, 255, (1,), np.uint8), np.array([[200]])).tolist() == [200]
+
+
+def test_an_env_cannot_write_into_the_agents_action():
+    action = np.array([[0.5, 0.5]], np.float32)
+    taken(BOX, action)[:] = 9.0
+    assert action.tolist() == [[0.5, 0.5]]
+
+
+def test_a_rounding_error_is_moved_onto_the_bound():
+    """1.0000001 and float32's 0.1, which is more than float64's."""
+    assert taken(BOX, np.array([[0.0, 1.0000001]], np.float32)).tolist() == [0.0, 1.0]
+    tenth = taken(spaces.Box(-0.1, 0.1, (1,), np.float64), np.array([[0.1]], np.float32))
+    assert tenth.tolist() == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "what"),
+    [
+        (spaces.Discrete(2), [2], r"env 0 was given action 2, outside Discrete\(2\).*0 to 1"),
+        (spaces.Discrete(3, start=5), [5], "Agents count from 0.*0 to 2"),
+        (spaces.Discrete(2), [-1], "action -1"),
+        (spaces.Discrete(2), [0.5], "dtype float64 do not fit"),
+        (spaces.Discrete(2), [[0, 1]], r"shape \(1, 2\)"),
+        (spaces.MultiDiscrete([2, 3]), [[0, 3]], r"action \[0, 3\].*0 to \[1, 2\]"),
+        (spaces.MultiDiscrete([2, 3]), [[-1, 0]], r"action \[-1, 0\]"),
+        (spaces.MultiBinary(2), [[0, 2]], r"action \[0, 2\]"),
+        (BOX, [[2.1, 0.0]], r"env 0 was given action \[2.1, 0.0\], outside Box.*ClipAction"),
+        (BOX, [[float("nan"), 0.0]], "nan"),
+        (BOX, [[0.0, float("-inf")]], "-inf"),
+        (BOX, [[0.0]], r"shape \(1, 1\)"),
+        (spaces.Box(-np.inf, np.inf, (1,)), [[float("inf")]], "inf"),
+        (spaces.Box(0, 255, (1,), np.uint8), [[256]], "256"),
+        (spaces.Box(0, 255, (1,), np.uint8), [[0.5]], "dtype float64 do not fit"),
+    ],
+)
+def test_an_action_outside_its_space_is_named(space, action, what):
+    env = Scripted(action_space=space)
+    with pytest.raises(EnvError, match=what):
+        started(env).step(np.array(action))
+    assert env.actions == []
+
+
+def test_a_bad_action_is_named_with_its_env():
+    pool = VectorPool(vector(*[scripted((9,))] * 3))
+    pool.reset()
+    with pytest.raises(EnvError, match="env 2 was given action 5"):
+        pool.step(np.array([0, 1, 5]))
+
+
+def test_a_nested_action_space_is_refused():
+    with pytest.raises(ConfigurationError, match="action space Dict.*TransformAction"):
+        SinglePool(Scripted(action_space=spaces.Dict(a=BOX)))
+
+
+# ---- several envs ----------------------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """One env's part of a step."""
+
+    obs: Any
+    action: int
+    reward: float
+    next_obs: Any
+    terminated: bool
+    truncated: bool
+
+
+def plain(obs: Any, env: int) -> Any:
+    return {path: array[env].tolist() for path, array in obs.items()} if isinstance(obs, dict) else obs[env].tolist()
+
+
+def transitions(pool: EnvPool, actions: np.ndarray) -> list[list[Seen]]:
+    """Each env's valid transitions, while `actions` [T, B] last."""
+    seen: list[list[Seen]] = [[] for _ in range(pool.num_envs)]
+    obs = pool.reset(0)
+    for action in actions:
+        step = pool.step(action)
+        for env, mine in enumerate(seen):
+            if step.valid is None or step.valid[env]:
+                parts = plain(obs, env), int(action[env]), float(step.reward[env]), plain(step.next_obs, env)
+                mine.append(Seen(*parts, bool(step.terminated[env]), bool(step.truncated[env])))
+            else:
+                assert (step.reward[env], step.terminated[env], step.truncated[env]) == (0.0, False, False)
+        obs = step.obs
+    return seen
+
+
+def alone(factory: Any, mine: list[Seen]) -> list[Seen]:
+    """The transitions of one env that is stepped by itself with the same actions."""
+    return transitions(SinglePool(factory()), np.array([[seen.action] for seen in mine]))[0] if mine else []
+
+
+EPISODES = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [Scripted, Nested])
+@given(lengths=EPISODES, truncates=st.booleans(), seed=st.integers(0, 99), copies=st.booleans())
+def test_each_env_lives_as_if_it_were_alone(mode, kind, lengths, truncates, seed, copies):
+    factories = [scripted(own, kind, rewards=range(1, 8), truncates=truncates) for own in lengths]
+    actions = np.random.default_rng(seed).integers(0, 2, size=(12, len(lengths)))
+    pool = VectorPool(vector(*factories, mode=mode, copy=copies))
+    for factory, mine in zip(factories, transitions(pool, actions), strict=True):
+        assert mine == alone(factory, mine)
+        assert len(mine) == 12 or mode == AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_env_lives_as_if_it_were_alone_in_its_own_process(mode):
+    factories = [scripted([2, 1], Nested, rewards=(1, 2, 3)), scripted([3], Nested, rewards=(4, 5))]
+    pool = VectorPool(AsyncVectorEnv(factories, context="forkserver", autoreset_mode=mode, copy=False))
+    try:
+        for factory, mine in zip(factories, transitions(pool, np.ones((7, 2), int)), strict=True):
+            assert mine == alone(factory, mine)
+    finally:
+        pool.close()
+
+
+def test_next_step_rows_that_only_reset_are_not_valid():
+    """Lengths 1 and 2: env 0 ends at step 1 and resets at step 2, env 1 ends at step 2 and resets at step 3."""
+    pool = VectorPool(vector(scripted((1,)), scripted((2,)), mode=AutoresetMode.NEXT_STEP))
+    pool.reset()
+    steps = [pool.step(np.array([0, 0])) for _ in range(3)]
+    assert [None if step.valid is None else step.valid.tolist() for step in steps] == [
+        None, [False, True], [True, False],
+    ]  # fmt: skip
+    assert steps[0].next_obs is steps[0].obs
+    assert steps[0].obs.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert steps[1].obs.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_copied_where_no_episode_ended(mode):
+    pool = VectorPool(vector(scripted((5,)), mode=mode))
+    pool.reset()
+    step = pool.step(GO)
+    assert step.next_obs is step.obs and step.valid is None
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_later_vector_step_writes_into_what_was_returned(mode, copies):
+    pool = VectorPool(vector(scripted((2,)), scripted((9,)), mode=mode, copy=copies))
+    kept = [pool.reset()]
+    for _ in range(4):
+        step = pool.step(np.array([0, 0]))
+        kept += [step.obs, step.next_obs, step.reward, step.terminated, step.truncated]
+    before = [array.copy() for array in kept]
+    for _ in range(4):
+        pool.step(np.array([1, 1]))
+    pool.reset()
+    assert all((now == then).all() for now, then in zip(kept, before, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ended", [False, True])
+def test_some_envs_can_be_reset(mode, ended):
+    """Env 1 is forced into episode 1 (just after episode 0 ended: DISABLED and SAME_STEP are in 1 already, so 2)."""
+    pool = VectorPool(vector(scripted((9,)), scripted((1 if ended else 9,)), mode=mode))
+    pool.reset()
+    pool.step(np.array([0, 0]))
+    obs = pool.reset_envs(np.array([False, True]))
+    expected = 2.0 if ended and mode != AutoresetMode.NEXT_STEP else 1.0
+    assert obs.tolist() == [[0.0, 1.0], [expected, 0.0]]
+    step = pool.step(np.array([0, 0]))
+    assert step.next_obs.tolist() == [[0.0, 2.0], [expected, 1.0]]
+    assert step.valid is None or step.valid.all()
+
+
+def test_each_env_can_be_reset_with_its_own_seed():
+    pool = VectorPool(vector(scripted((9,)), scripted((9,))))
+    pool.reset(3)
+    pool.reset_envs(np.array([True, True]), seeds=[11, 22])
+    pool.reset_envs(np.array([False, True]), seeds=[None, 33])
+    assert [env.seeds for env in pool.env.envs] == [[3, 11], [4, 22, 33]]
+
+
+def test_max_episode_len_truncates_where_autoreset_is_disabled():
+    """Lengths 2 and 9 under a limit of 3: env 0 ends by itself, env 1 is cut off at its third step."""
+    pool = VectorPool(vector(scripted((2,)), scripted((9,)), mode=AutoresetMode.DISABLED), max_episode_len=3)
+    pool.reset()
+    steps = [pool.step(np.array([0, 0])) for _ in range(4)]
+    assert [step.terminated.tolist() for step in steps] == [[False] * 2, [True, False], [False] * 2, [True, False]]
+    assert [step.truncated.tolist() for step in steps] == [[False] * 2, [False] * 2, [False, True], [False] * 2]
+    assert steps[2].next_obs.tolist() == [[1.0, 1.0], [0.0, 3.0]] and steps[2].obs.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_max_episode_len_needs_the_wrapper_where_a_vector_env_resets_itself(mode):
+    with pytest.raises(ConfigurationError, match="max_episode_len=3.*TimeLimit"):
+        VectorPool(vector(scripted((9,)), mode=mode), max_episode_len=3)
+
+
+@pytest.mark.parametrize("given", [AutoresetMode.NEXT_STEP, "NEXT_STEP", "NextStep"])
+def test_the_autoreset_mode_may_be_an_enum_or_a_string(given):
+    env = vector(scripted((1,)), mode=AutoresetMode.NEXT_STEP)
+    env.metadata["autoreset_mode"] = given
+    pool = VectorPool(env)
+    pool.reset()
+    pool.step(GO)
+    assert pool.step(GO).valid.tolist() == [False]
+
+
+@pytest.mark.parametrize("given", [None, "sometimes"])
+def test_a_vector_env_must_say_its_autoreset_mode(given):
+    env = vector(scripted((1,)))
+    env.metadata["autoreset_mode"] = given
+    with pytest.raises(EnvError, match=f"= {given!r}. Set it to gymnasium.vector.AutoresetMode"):
+        VectorPool(env)
+
+
+class Own(VectorEnv):
+    """A user's vector env of two envs that count to three, without gymnasium's help."""
+
+    def __init__(self, mode: AutoresetMode, final_obs: bool = True) -> None:
+        self.num_envs, self.metadata = 2, {"autoreset_mode": mode}
+        self.single_observation_space, self.single_action_space = spaces.Box(0.0, 9.0, (1,)), spaces.Discrete(2)
+        self.t, self.final_obs = np.zeros((2, 1), np.float32), final_obs
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t[:] = 0.0
+        return self.t, {}
+
+    def step(self, actions: Any) -> Any:
+        self.t += 1.0
+        over, last = self.t[:, 0] == 3.0, self.t.copy()
+        self.t[over] = 0.0
+        return self.t, np.ones(2), over, np.zeros(2, bool), {"final_obs": last} if self.final_obs else {}
+
+
+def test_final_observations_may_come_as_one_array():
+    pool = VectorPool(Own(AutoresetMode.SAME_STEP))
+    kept = pool.reset()
+    steps = [pool.step(np.array([0, 0])) for _ in range(3)]
+    assert steps[2].next_obs.tolist() == [[3.0], [3.0]] and steps[2].obs.tolist() == [[0.0], [0.0]]
+    assert kept.tolist() == [[0.0], [0.0]] and steps[0].obs.tolist() == [[1.0], [1.0]]
+
+
+def test_same_step_without_final_observations_is_refused():
+    pool = VectorPool(Own(AutoresetMode.SAME_STEP, final_obs=False))
+    pool.reset()
+    pool.step(np.array([0, 0])), pool.step(np.array([0, 0]))
+    with pytest.raises(EnvError, match="gave no infos.*final_obs"):
+        pool.step(np.array([0, 0]))
+
+
+def test_a_vector_env_that_only_resets_as_a_whole_says_so():
+    pool = VectorPool(Own(AutoresetMode.SAME_STEP))
+    pool.reset()
+    assert pool.reset_envs(np.array([True, True])).tolist() == [[0.0], [0.0]]
+    with pytest.raises(ConfigurationError, match="cannot reset some"):
+        pool.reset_envs(np.array([True, False]))
+    with pytest.raises(ConfigurationError, match="no seeds for single envs"):
+        pool.reset_envs(np.array([True, True]), seeds=[1, 2])
+
+
+def test_what_is_not_finite_is_named_with_its_env():
+    pool = VectorPool(vector(scripted((9,)), functools.partial(NotFiniteAt, 2)))
+    pool.reset()
+    pool.step(np.array([0, 0]))
+    with pytest.raises(NonFiniteError, match=r"env 1 gave observation\[1\] = nan at step 2"):
+        pool.step(np.array([0, 0]))
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_a_last_observation_that_is_not_finite_is_named_too(mode):
+    pool = VectorPool(vector(functools.partial(NotFiniteAt, 1, length=1), mode=mode))
+    pool.reset()
+    with pytest.raises(NonFiniteError, match=r"env 0 gave observation\[1\] = nan at step 1"):
+        pool.step(GO)
+
+
+def test_a_reward_that_is_not_finite_is_named_with_its_env():
+    pool = VectorPool(vector(scripted((9,)), functools.partial(NotFiniteAt, 1, field="reward")))
+    pool.reset()
+    with pytest.raises(NonFiniteError, match="env 1 gave reward = nan at step 1"):
+        pool.step(np.array([0, 0]))
+
+
+def test_an_exception_in_an_envs_own_process_comes_through(monkeypatch):
+    monkeypatch.setattr(gym.logger, "min_level", gym.logger.DISABLED)
+    pool = VectorPool(AsyncVectorEnv([functools.partial(Broken, "step")], context="forkserver"))
+    pool.reset()
+    try:
+        with pytest.raises(ValueError, match="sensor unplugged"):
+            pool.step(GO)
+    finally:
+        pool.close()

@@ -20,7 +20,7 @@ def main(max_steps: int = 50_000, seed: int = 0, root: str = ".") -> float:
         learning_starts=1_000,
         update_every=256,
         updates_per_step=0.5,
-        target_update_every=10,
+        target_update_every=128,
         final_epsilon=0.04,
         epsilon_steps=8_000,
     )

@@ -168,24 +168,25 @@ class RLTrainingEpochLoop(_TrainingEpochLoop):
 class RLFitLoop(_FitLoop):
     """Feeds env steps in place of dataloaders::
 
-        on_train_start
-        until max_steps, max_epochs, max_time or should_stop:
-            on_train_epoch_start
-            until steps_per_epoch env steps have been taken:
-                transition = strategy.advance()
-                memory.add(transition)
-                on_env_step(transition)
-                for batch in memory.batches():
-                    on_train_batch_start
-                    training_step
-                    on_train_batch_end
-            evaluation, if due
-            on_train_epoch_end
-        on_train_end
+    on_train_start
+    until max_steps, max_epochs, max_time or should_stop:
+        on_train_epoch_start
+        until steps_per_epoch env steps have been taken:
+            transition = strategy.advance()
+            memory.add(transition)
+            on_env_step(transition)
+            for batch in memory.batches():
+                on_train_batch_start
+                training_step
+                on_train_batch_end
+        evaluation, if due
+        on_train_epoch_end
+    on_train_end
     """
 
     epoch_loop: RLTrainingEpochLoop
     trainer: Trainer
+    epoch_progress: Any
     user_min_epochs: int | None = None
 
     @property
@@ -354,7 +355,7 @@ class RLFitLoop(_FitLoop):
     # ---- what happens now and then -------------------------------------------------------------------------------
 
     def _on_event(self) -> None:
-        step, trainer = self.clock.env_steps, self.trainer
+        step = self.clock.env_steps
         self.clock.num_episodes = self.strategy.episodes.num_finished
         if step >= self._next_log:
             self._log()
@@ -381,7 +382,7 @@ class RLFitLoop(_FitLoop):
         """Reduce what was gathered since the last time, and write it."""
         step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
         self._next_log = _next_multiple(step, trainer.log_every_n_steps)
-        metrics = {f"train/{name}": value for name, value in _mean(self._pending).items()}
+        metrics: dict[str, Any] = {f"train/{name}": value for name, value in _mean(self._pending).items()}
         self._pending.clear()
         episodes = self.strategy.episodes
         if episodes.num_finished > self._num_finished:
@@ -474,7 +475,7 @@ class RLEvaluationLoop(_EvaluationLoop):
     trainer: Trainer
 
     def setup_data(self) -> None:
-        plan = self.trainer.evaluation_plan(self._stage.dataloader_prefix)
+        plan = self.trainer.evaluation_plan(str(self._stage.dataloader_prefix))
         self._plan = plan
         self._max_batches = [float("inf") if plan.num_episodes is None else plan.num_episodes]
 
@@ -501,7 +502,7 @@ class RLEvaluationLoop(_EvaluationLoop):
         trainer.last_evaluation = result
         trainer._logger_connector.publish(metrics, prog_bar=(f"{prefix}/mean",))
         self._on_evaluation_epoch_end()
-        logged = {**metrics, **trainer._logger_connector.update_eval_epoch_metrics()}
+        logged: dict[str, Any] = {**metrics, **trainer._logger_connector.update_eval_epoch_metrics()}
         trainer._logger_connector.log_eval_end_metrics(dict(logged))
         self._on_evaluation_end()
         self._on_evaluation_model_train()
@@ -611,7 +612,7 @@ class RLPredictionLoop(_PredictionLoop):
 class CrossingCheckpoint(ModelCheckpoint):
     """A `ModelCheckpoint` whose `every_n_train_steps` fires when the clock crosses a multiple."""
 
-    _next_save: int | None = None
+    _next_save: int | float | None = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self._every_n_train_steps

@@ -47,7 +47,9 @@ def check_flags(steps_per_epoch: int, kwargs: dict[str, Any]) -> None:
         if kwargs.get(name):
             raise ConfigurationError(f"Trainer({name}={kwargs[name]!r}) means nothing here: {cure}.")
     if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
-        raise ConfigurationError(f"Trainer(steps_per_epoch={steps_per_epoch!r}) must be a whole number of env steps, >= 1.")
+        raise ConfigurationError(
+            f"Trainer(steps_per_epoch={steps_per_epoch!r}) must be a whole number of env steps, >= 1."
+        )
     limit = kwargs.get("limit_train_batches")
     if isinstance(limit, float) and limit not in (0.0, 1.0):
         raise ConfigurationError(

@@ -41,7 +41,7 @@ class EnvModule(pl.LightningDataModule):
 
     def _no_dataloaders(self) -> NoReturn:
         raise ConfigurationError(
-            f"{type(self).__name__} has envs, not dataloaders. Train with rl_lightning.Trainer, not pytorch_lightning's."
+            f"{type(self).__name__} has envs, not dataloaders: use rl_lightning.Trainer, not pytorch_lightning's."
         )
 
     def train_dataloader(self) -> NoReturn:
@@ -110,14 +110,7 @@ class _AnyEnvModule(EnvModule):
         return self._env
 
 
-EnvLike: TypeAlias = (
-    EnvModule
-    | EnvRecipe
-    | str
-    | gymnasium.Env  # type: ignore[type-arg]
-    | gymnasium.vector.VectorEnv  # type: ignore[type-arg]
-    | Callable[[], Any]
-)
+EnvLike: TypeAlias = EnvModule | EnvRecipe | str | gymnasium.Env | gymnasium.vector.VectorEnv | Callable[[], Any]
 """Whatever an env can be given as: an EnvModule, a recipe, a gymnasium id, an env, a vector env, a factory."""
 
 

@@ -11,12 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from rl_lightning.agents.acting import Actor
 from rl_lightning.agents.agent import Agent
 from rl_lightning.envs.pool import EnvPool, Step
 from rl_lightning.envs.recipe import as_recipe
-from rl_lightning.types import Array, ConfigurationError, ObsArray, ObsTensor, tree_map
+from rl_lightning.types import Array, ConfigurationError, ObsArray, tree_map
 
 STATISTICS = ("mean", "median", "stdev", "max", "min", "length_mean")
 """What an evaluation logs, of all that `EvaluationResult.statistics` has."""
@@ -219,9 +220,9 @@ class _Run:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._agent, self._pool, self._goal, self._max_len = agent, pool, goal, max_episode_len
+        self._pool, self._goal, self._max_len = pool, goal, max_episode_len
+        self._act = Actor(agent, explore=False, device=device, dtype=dtype)
         self._episode_seeds = episode_seeds
-        self._device, self._dtype = device, dtype
         self._returns = np.zeros(pool.num_envs, np.float64)
         self._lengths = np.zeros(pool.num_envs, np.int64)
         self._numbers = np.arange(pool.num_envs)
@@ -235,7 +236,7 @@ class _Run:
         obs = self._start(seed)
         over = False
         while not over:
-            action = self._act(obs)
+            action, _ = self._act(obs)
             step = self._pool.step(action)
             if self._recorder is not None:
                 self._recorder.add(obs, action, step)
@@ -257,21 +258,6 @@ class _Run:
         if self._episode_seeds is None:
             return obs
         return self._reset_seeded(obs, np.ones(self._pool.num_envs, np.bool_))
-
-    def _act(self, obs: ObsArray) -> Array:
-        with torch.inference_mode():
-            action, _ = self._agent.act(self._to_tensors(obs), explore=False)
-            action = action.float() if action.dtype == torch.bfloat16 else action
-            array: Array = action.cpu().numpy()
-        return array
-
-    def _to_tensors(self, obs: ObsArray) -> ObsTensor:
-        def to_tensor(array: Array) -> Tensor:
-            tensor = torch.from_numpy(array)
-            return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
-
-        tensors: ObsTensor = tree_map(to_tensor, obs)
-        return tensors
 
     def _count(self, step: Step) -> tuple[ObsArray, NDArray[np.bool_]]:
         """Add one step up; returns what to act on next, and which episodes [B] ended."""

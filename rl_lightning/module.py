@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Self, TypeAlias
 
 import pytorch_lightning as pl
 import torch
 from gymnasium import Space
 from torch import Tensor
 from torch.optim import Optimizer
-from typing_extensions import Self
 
 from rl_lightning.agents import Agent
 from rl_lightning.envs.spaces import space_from_dict, space_to_dict
 from rl_lightning.evaluation import EpisodeResult
 from rl_lightning.memory import Memory
-from rl_lightning.types import Batch, ConfigurationError, Metrics, ObsTensor, StepFn, Transition
+from rl_lightning.types import Batch, ConfigurationError, Metrics, ObsTensor, Transition
 
 CHECKPOINT_KEY = "rl_lightning"
 _FORMAT = 1
@@ -64,7 +63,7 @@ class RLModule(pl.LightningModule):
         """The best action known for each of B observations: [B, *O] -> [B, *A]."""
         return self.agent.act(obs, explore=False)[0]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Metrics:  # type: ignore[override]
+    def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
         """One learning step. Returns what to log."""
         return self.agent.update(batch, self.optimize)
 
@@ -83,7 +82,9 @@ class RLModule(pl.LightningModule):
 
     def optimize(self, name: str, loss: Tensor) -> None:
         """Minimise `loss` with the named optimizer; the Trainer replaces this one while it fits."""
-        raise RuntimeError("RLModule.optimize works only inside Trainer.fit. In a plain loop, call agent.update yourself.")
+        raise RuntimeError(
+            "RLModule.optimize works only inside Trainer.fit. In a plain loop, call agent.update yourself."
+        )
 
     def configure_optimizers(self) -> Any:
         """The agent's optimizers. Override to add learning-rate schedulers, in any of Lightning's formats."""
@@ -95,14 +96,16 @@ class RLModule(pl.LightningModule):
             optimizers = self.agent.configure_optimizers()
             if not optimizers:
                 raise ConfigurationError(
-                    f"{type(self.agent).__name__}.configure_optimizers() returned no optimizer: nothing could be learned. "
-                    "Return a dict from name to optimizer, such as {'policy': Adam(self.parameters())}."
+                    f"{type(self.agent).__name__}.configure_optimizers() returned no optimizer: nothing could be "
+                    "learned. Return a dict from name to optimizer, such as {'policy': Adam(self.parameters())}."
                 )
             self.__dict__["_named_optimizers"] = optimizers
-        return self.__dict__["_named_optimizers"]  # type: ignore[no-any-return]
+        return self.__dict__["_named_optimizers"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the agent anew with no env at hand: plain data only."""
+        # LightningCLI would take them for arguments of RLModule; they are for loggers, and all in `init_args` too
+        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
         checkpoint[CHECKPOINT_KEY] = {
             "format": _FORMAT,
             "agent": type(self.agent).__name__,
@@ -168,4 +171,6 @@ def _plain(value: Any) -> Any:
 
 
 def _loggable(init_args: dict[str, Any]) -> dict[str, Any]:
-    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in init_args.items()}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in init_args.items()
+    }

@@ -81,8 +81,8 @@ class Optimization:
         if self._check_loss and not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"the loss {name!r} is {loss.item()} at env step {self._clock.env_steps:_}, learning step "
-                f"{self._clock.num_updates:_}. Lower the learning rate, clip gradients (Trainer(gradient_clip_val=0.5)), "
-                "or look for its source with Trainer(detect_anomaly=True)."
+                f"{self._clock.num_updates:_}. Lower the learning rate, clip gradients "
+                "(Trainer(gradient_clip_val=0.5)), or look for its source with Trainer(detect_anomaly=True)."
             )
         optimizer, every = self._optimizers[name], self._trainer.accumulate_grad_batches
         count = self._num_backwards[name] = self._num_backwards[name] + 1
@@ -110,7 +110,7 @@ class Optimization:
         if self._own_backward is not None:
             self._own_backward(loss)
         else:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         if self._after_backward is not None:
             self._after_backward()
 

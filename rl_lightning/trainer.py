@@ -50,16 +50,16 @@ class Trainer(pl.Trainer):
     | `max_steps`, `min_steps` | env steps; with several envs training may pass `max_steps` by up to num_envs - 1 |
     | `steps_per_epoch` | env steps in an epoch (ours; 10,000) |
     | `max_epochs`, `min_epochs`, `max_time` | as in Lightning; one of `max_steps`, `max_epochs`, `max_time` is needed |
-    | `val_check_interval` | int: evaluate every so many env steps; float: that part of an epoch; time: as in Lightning |
+    | `val_check_interval` | int: env steps between evaluations; float: that part of an epoch; time: as in Lightning |
     | `check_val_every_n_epoch` | evaluate at the end of every so many epochs |
-    | `limit_val_batches`, `limit_test_batches`, `limit_predict_batches` | episodes: at most (int) or a part of (float) |
+    | `limit_val_batches`, `limit_test_batches`, `limit_predict_batches` | episodes: at most (int), a part of (float) |
     | `limit_train_batches` | int: at most so many learning steps an epoch, then the epoch ends |
     | `log_every_n_steps` | env steps between two log entries (1,000); fires on crossing |
     | `fast_dev_run` | so many learning steps and evaluation episodes, no logger, no checkpoint |
     | `num_sanity_val_steps` | evaluation episodes before training (0: they would act in a real env) |
     | `accumulate_grad_batches` | learning steps whose gradients are averaged into one step of each optimizer |
     | `gradient_clip_val` | replaces the agent's `max_grad_norm`; 0 switches clipping off |
-    | `precision` | "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true"; acting runs in plain precision |
+    | `precision` | "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true"; of learning |
     | `deterministic`, `profiler`, `detect_anomaly`, `barebones`, `max_time`, `devices`, ... | as in Lightning |
     | `overfit_batches`, `reload_dataloaders_every_n_epochs` | an error: there are no dataloaders |
 
@@ -83,6 +83,13 @@ class Trainer(pl.Trainer):
 
     module_class = RLModule
     fit_loop: _lightning.RLFitLoop
+    callbacks: list[pl.Callback]
+    profiler: pl.profilers.Profiler
+    fast_dev_run: int | bool
+    log_every_n_steps: int
+    _logger_connector: _lightning.RLLoggerConnector
+    _val_check_time_interval: float | None
+    _last_val_time: float
 
     def __init__(
         self,
@@ -97,13 +104,13 @@ class Trainer(pl.Trainer):
         self.steps_per_epoch = steps_per_epoch
         self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
         if strategy in ("auto", "sync", "batch") or isinstance(strategy, Strategy):
-            self._gathering, strategy = strategy, "auto"  # type: ignore[assignment]
+            self._gathering, strategy = strategy, "auto"
         self._user_val_check = kwargs.get("val_check_interval")
         if not kwargs.get("barebones", False):
             log_every_n_steps = 1_000 if log_every_n_steps is None else log_every_n_steps
             kwargs["callbacks"] = _with_progress_bar(kwargs.get("callbacks"), kwargs.get("enable_progress_bar"))
         super().__init__(
-            strategy=strategy,  # type: ignore[arg-type]
+            strategy=strategy,
             log_every_n_steps=log_every_n_steps,
             num_sanity_val_steps=num_sanity_val_steps,
             **kwargs,
@@ -204,6 +211,11 @@ class Trainer(pl.Trainer):
         return super().predict(return_predictions=return_predictions, **arguments)
 
     @property
+    def lightning_module(self) -> RLModule:
+        """The module of this run."""
+        return super().lightning_module  # type: ignore[return-value]
+
+    @property
     def num_updates(self) -> int:
         """Learning steps taken."""
         return self.fit_loop.clock.num_updates
@@ -267,9 +279,9 @@ class Trainer(pl.Trainer):
         pool, module = self._train_pool, self.lightning_module
         assert pool is not None
         self.rl_strategy = self._choose_strategy(pool.num_envs)
-        self.memory = module.memory if module.memory is not None else module.agent.make_memory(pool.num_envs)
-        self.memory.rng = np.random.default_rng(self._seed_sequence("memory"))
-        check_checkpoint_intervals(self, pool.num_envs, self.memory)
+        memory = module.memory if module.memory is not None else module.agent.make_memory(pool.num_envs)
+        memory.rng = np.random.default_rng(self._seed_sequence("memory"))
+        check_checkpoint_intervals(self, pool.num_envs, memory)
         self.rl_strategy.setup(
             module.agent,
             pool,
@@ -279,10 +291,11 @@ class Trainer(pl.Trainer):
             dtype=_lightning.agent_dtype(self),
         )
         self.rl_strategy.episodes.num_finished = self.num_episodes
-        return self.rl_strategy, self.memory
+        self.memory = memory
+        return self.rl_strategy, memory
 
     def draw_seed(self, role: str, *path: int) -> int:
-        """A 32-bit seed that follows from the run's seed, this process's rank, the role and `path`, and from no more."""
+        """A 32-bit seed that follows from the run's seed, this process's rank, the role and `path`, nothing else."""
         return int(self._seed_sequence(role, *path).generate_state(1)[0])
 
     # ---- inside --------------------------------------------------------------------------------------------------

@@ -111,7 +111,6 @@ class PPO(Agent):
         terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)
-        self.approx_kl = torch.zeros_like(self.approx_kl)
         self.explained_variance = explained_variance(value, advantage + value)
         return {
             "obs": rollout["obs"],

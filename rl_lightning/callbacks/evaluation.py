@@ -18,7 +18,7 @@ _SCORES = ("mean", "median", "stdev", "max", "min")
 
 
 class Evaluation(pl.Callback):
-    """Evaluate the agent as Lightning's validation: in envs of its own, acting greedily, with random streams of its own.
+    """Evaluate the agent as Lightning's validation: in envs and with random streams of its own, acting greedily.
 
     It runs at the end of every epoch, or every `every_n_steps` env steps, and gives `eval/mean`, `eval/median`,
     `eval/stdev`, `eval/max`, `eval/min` and `eval/length_mean` to loggers and callbacks. Each evaluation adds a row to

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from rl_lightning.types import ConfigurationError, Transition
 
 if TYPE_CHECKING:
+    from rl_lightning.module import RLModule
     from rl_lightning.trainer import Trainer
 
 
@@ -26,9 +27,7 @@ class LinearInterpolation(pl.Callback):
         total_steps: env steps from start to stop. None: the Trainer's `max_steps`.
     """
 
-    def __init__(
-        self, target: str, *, start_value: float, stop_value: float, total_steps: int | None = None
-    ) -> None:
+    def __init__(self, target: str, *, start_value: float, stop_value: float, total_steps: int | None = None) -> None:
         if total_steps is not None and total_steps < 1:
             raise ConfigurationError(f"LinearInterpolation(total_steps={total_steps}) must be at least 1 env step.")
         self.target = target
@@ -48,7 +47,7 @@ class LinearInterpolation(pl.Callback):
             return self.stop_value
         return self.start_value + (self.stop_value - self.start_value) * step / self._total
 
-    def setup(self, trainer: Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: RLModule, stage: str) -> None:  # type: ignore[override]
         """Find the value before training.
 
         Raises:
@@ -68,21 +67,21 @@ class LinearInterpolation(pl.Callback):
                 f"LinearInterpolation(target={self.target!r}) needs total_steps, because the Trainer has no max_steps."
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
         self._set = self._setter(trainer, pl_module)
         self._done = False
         self._set(self.value(trainer.global_step))
 
-    def on_env_step(self, trainer: Trainer, pl_module: pl.LightningModule, transition: Transition) -> None:
+    def on_env_step(self, trainer: Trainer, pl_module: RLModule, transition: Transition) -> None:
         """Set the value for the next step."""
         if not self._done:
             step = trainer.global_step
             self._set(self.value(step))
             self._done = step >= self._total
 
-    def _setter(self, trainer: Trainer, pl_module: pl.LightningModule) -> Callable[[float], object]:
+    def _setter(self, trainer: Trainer, pl_module: RLModule) -> Callable[[float], object]:
         if self.target != "learning_rate":
-            return getattr(pl_module.agent, self.target).fill_  # type: ignore[no-any-return]
+            return getattr(pl_module.agent, self.target).fill_
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
         def set_learning_rate(value: float) -> None:

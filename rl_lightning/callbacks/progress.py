@@ -173,7 +173,14 @@ class _TqdmBar:
 
 class _RichBar:
     def __init__(self, text: str, total: int | None, unit: str, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.done = done
         self._progress = Progress(

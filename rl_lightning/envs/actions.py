@@ -53,8 +53,9 @@ class ActionReader:
             )
         assert space.shape is not None and space.dtype is not None
         self._dtype = space.dtype
-        self._kinds = "f" if self._dtype.kind == "f" else "iub"
-        self._unbounded = isinstance(space, spaces.Box) and self._kinds == "f" and not space.is_bounded()
+        self._is_float = self._dtype.kind == "f"
+        self._kinds = "fiu" if self._is_float else "iub"
+        self._unbounded = isinstance(space, spaces.Box) and self._is_float and not space.is_bounded()
         self._shape = (num_envs, *space.shape)
         is_box = isinstance(space, spaces.Box)
         self._highest = np.asarray(0 if is_box else self._high).astype(np.uint64)
@@ -75,7 +76,7 @@ class ActionReader:
         return row
 
     def _integers(self, action: Array) -> Array:
-        if action.shape != self._shape or action.dtype.kind not in "iub":
+        if action.shape != self._shape or action.dtype.kind not in self._kinds:
             raise self._outside(action)
         # Read as unsigned, a negative number is too large: one comparison instead of two.
         inside = action.astype(np.int64).view(np.uint64) <= self._highest
@@ -87,7 +88,7 @@ class ActionReader:
         return shifted
 
     def _numbers(self, action: Array) -> Array:
-        if action.shape != self._shape or action.dtype.kind not in f"{self._kinds}iu":
+        if action.shape != self._shape or action.dtype.kind not in self._kinds:
             raise self._outside(action)
         inside = (action >= self._low) & (action <= self._high)
         if np.count_nonzero(inside) != inside.size:
@@ -100,7 +101,7 @@ class ActionReader:
         nearest = np.clip(action, self._low, self._high)
         # Written so that NaN counts as outside.
         near = np.abs(action - nearest) <= _ROUNDING * np.maximum(1.0, np.abs(nearest))
-        if self._kinds != "f" or not near.all():
+        if not self._is_float or not near.all():
             raise self._outside(action, near)
         return nearest
 

@@ -105,7 +105,7 @@ class EnvPool(ABC):
         """
 
     def close(self) -> None:
-        """Close the envs, unless they were lent by the user."""
+        """Close the envs, unless the user lent them. May be called twice."""
 
 
 class SinglePool(EnvPool):
@@ -172,6 +172,7 @@ class SinglePool(EnvPool):
 
     def close(self) -> None:
         if self._owns_env:
+            self._owns_env = False
             self.env.close()
 
     def _first_obs(self, seed: int | None) -> ObsArray:

@@ -111,7 +111,7 @@ class EnvRecipe:
                 "a factory (a function that returns an env) or an EnvModule instead of the env itself."
             )
         if isinstance(source, VectorEnv):
-            return EnvRecipe(functools.partial(gym.make_vec, spec))
+            return EnvRecipe(functools.partial(gym.make_vec, spec), max_episode_len=self.max_episode_len)
         return EnvRecipe(spec, max_episode_len=self.max_episode_len)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -157,8 +157,11 @@ class EnvRecipe:
         return VectorPool(env, max_episode_len=self.max_episode_len)
 
     def _make_async(self) -> EnvPool:
-        # Forking a process whose torch has started threads can deadlock.
+        # Forking a process whose torch has started threads can deadlock; the fork server only ever imports it. It does
+        # so once: otherwise each worker would, which takes seconds.
         context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        if context == "forkserver":
+            multiprocessing.set_forkserver_preload(["__main__", __name__])
         parts = [functools.partial(_make_vector_part, self)] * self.num_envs
         return VectorPool(AsyncVectorEnv(parts, copy=False, context=context, autoreset_mode=AutoresetMode.SAME_STEP))
 

@@ -91,13 +91,12 @@ class VectorPool(EnvPool):
             raise ConfigurationError(
                 f"{self.env} takes no seeds for single envs: use SyncVectorEnv, an id or a factory."
             )
-        if self._obs is None or (mask.all() and seeds is None):
-            self._obs = None
-            if seeds is None:
-                return self.reset()
+        if self._obs is None:
             mask = np.ones(self.num_envs, np.bool_)
-        if not mask.any():
-            return copy_obs(self._obs) if self._obs is not None else self.reset()
+        if seeds is None and mask.all():
+            return self.reset()
+        if self._obs is not None and not mask.any():
+            return copy_obs(self._obs)
         if not self.can_reset_some:
             raise ConfigurationError(
                 f"{self.env} cannot reset some of its envs: gymnasium's vector envs can, and others with "
@@ -110,6 +109,7 @@ class VectorPool(EnvPool):
 
     def close(self) -> None:
         if self._owns_env:
+            self._owns_env = False
             self.env.close()
 
     def _after_end(self, obs: ObsArray, ended: Mask, infos: dict[str, Any]) -> tuple[ObsArray, ObsArray]:

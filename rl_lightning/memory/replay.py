@@ -170,8 +170,10 @@ class ReplayMemory:
             batch[name] = storage.gather(rows[name], last)
 
     def cut_episodes(self) -> None:
-        """Mark the episodes that are going on as truncated: somebody else reset the envs, and what comes next does not
-        follow from what came before."""
+        """Mark the episodes that are going on as truncated, where somebody else has reset the envs.
+
+        What comes next then does not follow from what came before: no return may reach across.
+        """
         if self._rows is not None and self._num_filled > 0:
             last = self._rows[self._head - 1]
             last["truncated"] |= ~last["terminated"]

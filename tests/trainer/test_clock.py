@@ -203,7 +203,12 @@ def test_num_sanity_val_steps_evaluates_before_training():
     trainer = Trainer(max_steps=20, num_sanity_val_steps=2, **quiet(recorder, Evaluation(num_episodes=3)))
     trainer.fit(small_ppo(), "CartPole-v1")
     names = [call[0] for call in recorder.calls]
-    assert names[:4] == ["on_sanity_check_start", "on_validation_batch_end", "on_validation_batch_end", "on_train_start"]
+    assert names[:4] == [
+        "on_sanity_check_start",
+        "on_validation_batch_end",
+        "on_validation_batch_end",
+        "on_train_start",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,8 @@ def test_reset_envs_starts_what_was_never_started():
 @pytest.mark.parametrize(("owns", "closed"), [(True, 1), (False, 0)])
 def test_a_lent_env_is_not_closed(owns, closed):
     env = Scripted()
-    SinglePool(env, owns_env=owns).close()
+    pool = SinglePool(env, owns_env=owns)
+    pool.close(), pool.close()
     lent = vector(scripted((3,)))
     VectorPool(lent, owns_env=owns).close()
     assert env.closed == closed and lent.closed == owns
@@ -563,7 +564,7 @@ def test_a_reward_that_is_not_finite_is_named_with_its_env():
 
 
 def test_an_exception_in_an_envs_own_process_comes_through(monkeypatch):
-    monkeypatch.setattr(gym.logger, "min_level", gym.logger.DISABLED)
+    monkeypatch.setattr(gym.logger, "min_level", 50)
     pool = VectorPool(AsyncVectorEnv([functools.partial(Broken, "step")], context="forkserver"))
     pool.reset()
     try:

@@ -1,0 +1,51 @@
+"""Between envs, which live on the host, and the agent, wherever it lives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl_lightning.agents.agent import Agent
+from rl_lightning.types import Array, ObsArray, ObsTensor
+
+
+class Actor:
+    """Lets an agent act for B envs: observations in, actions out, both on the host; no gradients.
+
+    Args:
+        agent: built, on `device`.
+        explore: as in training, or the best action known.
+        device: where the agent is.
+        dtype: of floating-point observations.
+    """
+
+    def __init__(self, agent: Agent, *, explore: bool, device: torch.device, dtype: torch.dtype) -> None:
+        self._agent = agent
+        self._explore = explore
+        self._device = device
+        self._dtype = dtype
+        self._is_plain = device.type == "cpu" and dtype == torch.float32
+
+    def __call__(self, obs: ObsArray) -> tuple[Array, dict[str, Array]]:
+        """[B, *O] -> action [B, *A] and the agent's extras, each [B, ...]."""
+        with torch.inference_mode():
+            action, extras = self._agent.act(self._to_tensors(obs), explore=self._explore)
+            host_extras = {name: _to_host(extra) for name, extra in extras.items()} if extras else {}
+            return _to_host(action), host_extras
+
+    def _to_tensors(self, obs: ObsArray) -> ObsTensor:
+        if isinstance(obs, dict):
+            return {path: self._to_tensor(leaf) for path, leaf in obs.items()}
+        return torch.from_numpy(obs) if self._is_plain else self._to_tensor(obs)
+
+    def _to_tensor(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(array)
+        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self._device, dtype, non_blocking=True)
+
+
+def _to_host(tensor: Tensor) -> Array:
+    if tensor.dtype == torch.bfloat16:  # which numpy does not have
+        tensor = tensor.float()
+    array: Array = tensor.cpu().numpy()
+    return array

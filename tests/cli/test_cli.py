@@ -1,0 +1,129 @@
+"""The command line, its configs, and Lightning's own LightningCLI with our classes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning.cli import LightningCLI
+
+from rl_lightning import PPO, RLModule, Trainer
+from rl_lightning.cli import RLCLI, main
+from rl_lightning.envs import EnvModule, GymEnvModule
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SMALL = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+MODEL = ["--model.agent=rl_lightning.PPO", "--model.agent.num_steps=8"]
+CARTPOLE = ["--data=rl_lightning.envs.GymEnvModule", "--data.id=CartPole-v1"]
+
+
+def config_of(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_run_as_they_are_only_shorter(path, tmp_path):
+    if "LunarLander" in path.read_text():
+        pytest.importorskip("Box2D")
+    main(["fit", f"--config={path}", *SMALL, "--trainer.max_steps=600", "--trainer.steps_per_epoch=300"])
+    run = tmp_path / "lightning_logs/version_0"
+    scores = (run / "scores.txt").read_text().splitlines()
+    assert scores[0].split("\t") == ["steps", "episodes", "elapsed", "mean", "median", "stdev", "max", "min"]
+    assert [int(row.split("\t")[0]) >= 300 for row in scores[1:]] == [True] * (len(scores) - 1)
+    assert (run / "checkpoints/best.ckpt").exists()
+    assert list(run.glob("events.out.tfevents*"))
+    assert config_of(run / "config.yaml")["data"] == config_of(run / "config.yaml")["data"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_examples_are_the_same_runs_in_python(path):
+    """Every number of a config stands in the example of the same name."""
+    source = (ROOT / "examples" / f"{path.stem}.py").read_text()
+    assert f"configs/{path.name}" in source
+    agent = config_of(path)["model"]["agent"]
+    assert agent["class_path"].rpartition(".")[2] in source
+    for name, value in agent["init_args"].items():
+        written = tuple(value) if isinstance(value, list) else value
+        texts = {repr(written), f"{written:_}" if isinstance(written, int) else "", f"{written!r}"}
+        texts |= (
+            {f"{written:.{digits}e}".replace("e-0", "e-") for digits in (0, 1)} if isinstance(value, float) else set()
+        )
+        assert any(f"{name}={text}" in source for text in texts if text), (name, value)
+
+
+def test_print_config(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={CONFIGS[0]}", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["log_every_n_steps"] is None
+    assert printed["model"]["agent"]["class_path"].startswith("rl_lightning.")
+
+
+def test_help_knows_our_arguments_and_lightnings(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    for argument in (
+        "--trainer.steps_per_epoch",
+        "--trainer.max_steps",
+        "--trainer.precision",
+        "--ckpt_path",
+        "--data",
+    ):
+        assert argument in text
+
+
+def test_overrides_on_the_command_line():
+    arguments = ["--seed_everything=3", "--trainer.max_steps=77", "--model.agent.lr=0.5", "--data.num_envs=3"]
+    cli = RLCLI([f"--config={ROOT / 'configs/ppo_cartpole.yaml'}", *SMALL, *arguments], run=False)
+    assert cli.trainer.max_steps == 77
+    assert cli.model.agent.lr == 0.5
+    assert cli.datamodule.recipe("train").num_envs == 3
+
+
+def test_fit_then_validate_test_and_predict_from_the_checkpoint(tmp_path, capsys):
+    common = ["--seed_everything=1", *SMALL, *MODEL, *CARTPOLE]
+    callbacks = ["--trainer.callbacks+=rl_lightning.callbacks.Evaluation", "--trainer.callbacks.num_episodes=2"]
+    best = ["--trainer.callbacks+=rl_lightning.callbacks.BestAgent"]
+    main(["fit", *common[1:], common[0], "--trainer.max_steps=100", *callbacks, *best])
+    path = tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt"
+    for command in ("validate", "test", "predict"):
+        main([command, *common, *callbacks, *best, f"--ckpt_path={path}"])
+    text = capsys.readouterr().out
+    assert "eval/mean" in text
+    assert "test/mean" in text
+
+
+@pytest.mark.parametrize("subclass_mode", [True, False])
+def test_lightnings_own_cli_with_our_classes(subclass_mode):
+    data = EnvModule if subclass_mode else GymEnvModule
+    env = CARTPOLE if subclass_mode else ["--data.id=CartPole-v1"]
+    cli = LightningCLI(
+        RLModule,
+        data,
+        subclass_mode_data=subclass_mode,
+        trainer_class=Trainer,
+        args=["fit", "--seed_everything=0", *SMALL, "--trainer.max_steps=64", *MODEL, *env],
+    )
+    assert cli.trainer.global_step == 64
+    assert isinstance(cli.model.agent, PPO)
+
+
+def test_linked_seed_gives_the_run_again():
+    def weights():
+        arguments = ["--seed_everything=5", "--trainer.max_steps=64", *MODEL, *CARTPOLE]
+        cli = RLCLI([*arguments, *SMALL, "--trainer.enable_checkpointing=false"], run=False)
+        cli.trainer.fit(cli.model, cli.datamodule)
+        return torch.cat([parameter.detach().flatten() for parameter in cli.model.parameters()])
+
+    assert torch.equal(weights(), weights())
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "rl_lightning", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, cwd=ROOT)
+    assert "fit" in result.stdout
+    assert "predict" in result.stdout

@@ -1,0 +1,31 @@
+"""Every example runs, and is as short as it claims."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+MAX_STEPS = {"dqn_cartpole": 2_000, "dqn_acrobot": 1_600, "ppo_lunarlander": 17_000, "ppo_pendulum": 4_500}
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path, tmp_path):
+    if "lunarlander" in path.stem:
+        pytest.importorskip("Box2D")
+    score = load(path).main(max_steps=MAX_STEPS.get(path.stem, 3_000), root=str(tmp_path))
+    assert isinstance(score, float)
+    assert score == score
+    assert (tmp_path / "lightning_logs/version_0/scores.txt").exists()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short(path):
+    assert len(path.read_text().splitlines()) < (80 if path.stem == "new_algorithm" else 60)

@@ -1,0 +1,489 @@
+"""What the losses mean: bootstrapping, targets, clipping; and that every space is served."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+
+from rl_lightning.agents import A2C, DQN, PPO, Agent
+from rl_lightning.envs.spaces import flatten_obs
+from rl_lightning.memory import RolloutMemory
+from rl_lightning.types import ConfigurationError, Transition, tree_map
+
+BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
+TWO = spaces.Discrete(2)
+AGENTS = [PPO, A2C, DQN]
+
+
+def built(agent, observation_space=BOX, action_space=TWO):
+    agent.build(observation_space, action_space)
+    return agent
+
+
+def optimizer_step(agent):
+    """What a trainer does with each loss: zero_grad, backward, clip, step."""
+    optimizers = agent.configure_optimizers()
+
+    def step(name, loss):
+        optimizer = optimizers[name]
+        optimizer.zero_grad()
+        loss.backward()
+        if agent.max_grad_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, agent.max_grad_norm)
+        optimizer.step()
+
+    return step
+
+
+def random_transition(agent, num_envs, seed=0):
+    space = agent.observation_space
+    batched = batch_space(space, num_envs)
+    batched.seed(seed)
+    obs, next_obs = (tree_map(np.asarray, flatten_obs(space, batched.sample())) for _ in range(2))
+    with torch.inference_mode():
+        action, extras = agent.act(tree_map(torch.from_numpy, obs), explore=True)
+    reward = np.random.default_rng(seed).normal(size=num_envs).astype(np.float32)
+    terminated, truncated = np.random.default_rng(seed).random((2, num_envs)) < 0.2
+    return Transition(
+        obs, action.numpy(), reward, next_obs, terminated, truncated, tree_map(lambda extra: extra.numpy(), extras)
+    )
+
+
+def random_batches(agent, num_envs=4):
+    """Everything that one rollout, or thirty steps of replay, give to learn from."""
+    memory = agent.make_memory(num_envs)
+    memory.rng = np.random.default_rng(0)
+    for seed in range(memory.num_steps if isinstance(memory, RolloutMemory) else 30):
+        memory.add(random_transition(agent, num_envs, seed))
+        yield from memory.batches()
+
+
+# --- every space ---
+
+OBSERVATIONS = {
+    "vector": BOX,
+    "matrix of float64": spaces.Box(-1.0, 1.0, (2, 3), np.float64),
+    "discrete": spaces.Discrete(5, start=-2),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(4),
+    "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+    "frames": spaces.Box(0, 255, (4, 12, 12), np.uint8),
+    "nested": spaces.Dict(OrderedDict(robot=spaces.Dict(joint=BOX), pair=spaces.Tuple([spaces.Discrete(2), BOX]))),
+}
+ACTIONS = {
+    "discrete": (spaces.Discrete(3, start=1), torch.int64),
+    "multi-discrete": (spaces.MultiDiscrete([2, 3]), torch.int64),
+    "multi-binary": (spaces.MultiBinary(4), torch.int8),
+    "box": (spaces.Box(-0.5, 0.5, (2,), np.float32), torch.float32),
+}
+
+
+def check_that_it_acts_and_learns(agent, dtype):
+    agent_space = agent.action_space
+    action = torch.from_numpy(random_transition(agent, 4).action)
+    assert action.shape == (4, *agent_space.shape) and action.dtype == dtype
+    before = copy.deepcopy(agent.network.state_dict())
+    step = optimizer_step(agent)
+    metrics = [agent.update(batch, step) for batch in random_batches(agent)]
+    assert metrics
+    for name, value in metrics[-1].items():
+        assert not value.requires_grad and value.isfinite(), name
+    assert any(not torch.equal(before[name], value) for name, value in agent.network.state_dict().items())
+
+
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+@pytest.mark.parametrize("make", [PPO, A2C], ids=["ppo", "a2c"])
+def test_actor_critics_serve_every_observation_space(make, observations):
+    check_that_it_acts_and_learns(built(make(num_steps=8), OBSERVATIONS[observations]), torch.int64)
+
+
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+def test_dqn_serves_every_observation_space(observations):
+    agent = DQN(learning_starts=100, batch_size=8, num_steps=3)
+    check_that_it_acts_and_learns(built(agent, OBSERVATIONS[observations]), torch.int64)
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+@pytest.mark.parametrize("make", [PPO, A2C], ids=["ppo", "a2c"])
+def test_actor_critics_serve_every_action_space(make, actions):
+    space, dtype = ACTIONS[actions]
+    check_that_it_acts_and_learns(built(make(num_steps=8), action_space=space), dtype)
+
+
+@pytest.mark.parametrize(
+    ("agent", "action_space", "kinds"),
+    [(DQN(), BOX, "a Discrete action space"), (PPO(), spaces.Text(3), "MultiBinary or Box action space")],
+)
+def test_unsupported_actions_are_named(agent, action_space, kinds):
+    with pytest.raises(ConfigurationError, match=f"needs .*{kinds}"):
+        agent.build(BOX, action_space)
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_unsupported_observations_are_named(make):
+    with pytest.raises(ConfigurationError, match="Text"):
+        make().build(spaces.Text(3), TWO)
+
+
+# --- what every agent keeps to ---
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_the_best_action_needs_no_chance(make):
+    agent, obs = built(make()), torch.randn(64, 3)
+    first = agent.act(obs, explore=False)[0]
+    state = torch.get_rng_state()
+    assert torch.equal(agent.act(obs, explore=False)[0], first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_the_same_seed_explores_the_same_way(make):
+    agent, obs = built(make()), torch.randn(64, 3)
+    actions = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        actions.append(agent.act(obs, explore=True)[0])
+    assert torch.equal(actions[0], actions[1]) and not torch.equal(actions[0], actions[2])
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_arguments_are_remembered_and_copies_keep_them(make):
+    agent = built(make(lr=0.5, hidden_sizes=(8,)))
+    assert agent.init_args["lr"] == 0.5 and agent.init_args["hidden_sizes"] == (8,)
+    for other in (copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))):
+        assert other.init_args == agent.init_args
+        obs = torch.randn(5, 3)
+        assert torch.equal(other.act(obs, explore=False)[0], agent.act(obs, explore=False)[0])
+    assert make(**agent.init_args).init_args == agent.init_args
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_a_state_dict_survives_a_checkpoint_file(make):
+    agent = built(make(**({"learning_starts": 64} if make is DQN else {"num_steps": 4})))
+    step = optimizer_step(agent)
+    for batch in random_batches(agent):
+        agent.update(batch, step)
+    file = io.BytesIO()
+    torch.save(agent.state_dict(), file)
+    file.seek(0)
+    other = built(make())
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for name, value in agent.state_dict().items():
+        same = torch.equal if torch.is_tensor(value) else lambda a, b: a == b
+        assert same(value, other.state_dict()[name]), name
+
+
+def test_tunables_are_found_by_name():
+    agent = PPO(clip_range=0.2)
+    agent.set_value("clip_range", 0.1)
+    assert agent.clip_range.item() == pytest.approx(0.1)
+    with pytest.raises(ConfigurationError, match=r"PPO has no such value 'epsilon'.*clip_range, entropy_weight"):
+        agent.set_value("epsilon", 0.1)
+
+
+def test_an_agent_without_its_required_arguments_says_so_and_others_can_be_copied():
+    class Needy(DQN):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.size = size
+
+    with pytest.raises(TypeError, match="size"):
+        Needy()
+    assert copy.deepcopy(Needy(3)).size == 3
+    Agent.registry.pop("Needy")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PPO(clip_range=0.0), "clip_range=0.0"),
+        (lambda: DQN(tau=0.0), "tau=0.0.*in .0, 1"),
+        (lambda: DQN(target_update_every=0), "target_update_every=0.*at least 1"),
+        (lambda: DQN(epsilon=2.0), "epsilon=2.0.*from 0 to 1"),
+        (lambda: built(PPO(activation="sine")), "'sine'"),
+        (lambda: PPO(num_steps=2, num_minibatches=4).make_memory(1), "only 2 transitions"),
+        (lambda: DQN(buffer_size=10).make_memory(1), "buffer_size"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+# --- DQN ---
+
+
+class Table(torch.nn.Module):
+    """Q-values looked up by the number of the state, obs [N, 1]."""
+
+    def __init__(self, *rows):
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.tensor(rows))
+
+    def forward(self, obs):
+        return self.rows[obs[:, 0].long()]
+
+
+def dqn_with(online, target, **kwargs):
+    agent = built(DQN(discount=0.9, **kwargs), spaces.Box(0.0, 1.0, (1,), np.float32))
+    agent.network, agent.target = Table(*online), Table(*target).requires_grad_(False)
+    return agent
+
+
+def one_step(reward=0.0, terminated=False, **fields):
+    """From state 0 by action 0 to state 1."""
+    return {
+        "obs": torch.zeros(1, 1),
+        "action": torch.zeros(1, dtype=torch.int64),
+        "reward": torch.tensor([reward]),
+        "next_obs": torch.ones(1, 1),
+        "terminated": torch.tensor([terminated]),
+        **fields,
+    }
+
+
+def losses_of(agent, batch):
+    losses = {}
+    agent.update(batch, step=losses.__setitem__)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize(("end", "expected"), [("terminated", 0.0), ("truncated", 8.5)])
+def test_only_truncation_bootstraps(end, expected):
+    """Q(s)=0, Q(s')=10, reward 0, discount 0.9: target 9 if cut off, 0 if over. Smooth L1 of 9 is 8.5."""
+    agent = dqn_with([[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [10.0, 3.0]])
+    batch = one_step(terminated=end == "terminated", truncated=torch.tensor([end == "truncated"]))
+    assert losses_of(agent, batch) == {"q": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize(("double", "expected"), [(False, 8.5), (True, 4.5 - 0.5)])
+def test_double_values_the_trained_network_s_choice_by_the_target(double, expected):
+    """The trained network prefers action 1, which the target values 5 (target 4.5); the target's own best is 10."""
+    agent = dqn_with([[0.0, 0.0], [1.0, 2.0]], [[0.0, 0.0], [10.0, 5.0]], double=double)
+    assert losses_of(agent, one_step()) == {"q": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 1 + 9.0), (3, 1 + 7.29)])
+def test_n_step_targets_discount_n_times(n, expected):
+    agent = dqn_with([[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [10.0, 3.0]])
+    assert losses_of(agent, one_step(reward=1.0, n=torch.tensor([n]))) == {"q": pytest.approx(expected - 0.5)}
+
+
+def test_no_gradient_through_the_target():
+    agent = dqn_with([[0.0, 0.0], [1.0, 2.0]], [[0.0, 0.0], [10.0, 5.0]], double=True)
+    agent.update(one_step(), step=lambda name, loss: loss.backward())
+    assert agent.network.rows.grad.tolist() == [[-1.0, 0.0], [0.0, 0.0]]
+    assert agent.target.rows.grad is None
+
+
+def test_the_target_network_is_neither_trained_nor_counted():
+    agent = built(DQN(dueling=True))
+    assert not any(parameter.requires_grad for parameter in agent.target.parameters())
+    (group,) = agent.configure_optimizers()["q"].param_groups
+    assert len(group["params"]) == len(list(agent.network.parameters()))
+
+
+@pytest.mark.parametrize(("tau", "expected"), [(1.0, [0.0, 4.0, 4.0, 4.0]), (0.5, [0.0, 2.0, 2.0, 3.0])])
+def test_the_target_follows_every_other_update(tau, expected):
+    agent = dqn_with([[4.0, 4.0], [4.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], tau=tau, target_update_every=2)
+    seen = []
+    for _ in range(4):
+        agent.update(one_step(), step=lambda name, loss: None)
+        seen.append(agent.target.rows[0, 0].item())
+    assert seen == expected
+
+
+def test_the_count_of_updates_is_restored():
+    agent = dqn_with([[4.0, 4.0], [4.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], target_update_every=2)
+    agent.update(one_step(), step=lambda name, loss: None)
+    other = dqn_with([[4.0, 4.0], [4.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], target_update_every=2)
+    other.load_state_dict(agent.state_dict())
+    other.update(one_step(), step=lambda name, loss: None)
+    assert other.num_updates == 2 and other.target.rows[0, 0] == 4
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_is_the_share_of_random_actions(epsilon):
+    """Of 4 actions the random one is another three times in four."""
+    torch.manual_seed(0)
+    agent = built(DQN(), action_space=spaces.Discrete(4))
+    agent.set_value("epsilon", epsilon)
+    obs = torch.randn(20_000, 3)
+    differs = agent.act(obs, explore=True)[0] != agent.act(obs, explore=False)[0]
+    assert differs.float().mean().item() == pytest.approx(0.75 * epsilon, abs=0.015)
+
+
+def test_epsilon_falls_as_the_arguments_say():
+    agent = DQN(epsilon=0.8, final_epsilon=0.1, epsilon_steps=50)
+    assert agent.schedules() == {"epsilon": (0.8, 0.1, 50)} and agent.epsilon.item() == pytest.approx(0.8)
+    assert "epsilon" in agent.tunables
+
+
+# --- PPO and A2C ---
+
+
+def rollout(num_envs=1, **fields):
+    """Two steps, states 0 and 1, then 2; reward 0, action 0, no end."""
+    zeros = torch.zeros(2, num_envs)
+    never = torch.zeros(2, num_envs, dtype=torch.bool)
+    obs = torch.tensor([[[0.0]], [[1.0]]]).expand(2, num_envs, 1)
+    return {
+        "obs": obs,
+        "action": zeros.long(),
+        "reward": zeros,
+        "next_obs": obs + 1,
+        "terminated": never,
+        "truncated": never,
+        **fields,
+    }
+
+
+def actor_critic(make, **kwargs):
+    """V(s) = 10 s, discount 0.5, one-step advantages, a policy that is the same everywhere."""
+    agent = built(make(discount=0.5, **{"trace_decay": 0.0, **kwargs}), spaces.Box(-9.0, 9.0, (1,), np.float32))
+    agent.network.value_layers = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(agent.network.value_layers.weight, 10.0)
+    torch.nn.init.zeros_(agent.network.policy_layers[-1].linear.weight)
+    return agent
+
+
+@pytest.mark.parametrize("make", [PPO, A2C])
+@pytest.mark.parametrize(("end", "expected"), [("terminated", -10.0), ("truncated", 0.5 * 70 - 10), (None, 0.0)])
+def test_the_end_of_an_episode_bootstraps_from_its_own_last_state(make, end, expected):
+    """The episode ends in state 1 -> 7; row 1 -> 2 is the last, so that next_obs counts there too."""
+    next_obs = torch.tensor([[[7.0]], [[2.0]]]) if end else torch.tensor([[[2.0]], [[3.0]]])
+    fields = {"obs": torch.tensor([[[1.0]], [[2.0]]]), "next_obs": next_obs}
+    if end:
+        fields[end] = torch.tensor([[True], [False]])
+    prepared = actor_critic(make).prepare(rollout(**fields))
+    assert prepared["advantage"][0].item() == pytest.approx(expected)
+    assert prepared["return"][0].item() == pytest.approx(10 + expected)
+    last = 0.5 * 10 * next_obs[1].item() - 20
+    assert prepared["advantage"][1].item() == pytest.approx(last)
+
+
+@pytest.mark.parametrize("make", [PPO, A2C])
+def test_the_trace_stops_at_the_end_of_an_episode(make):
+    """With trace decay 1 the second row's reward of 8 reaches the first at half; not across a truncation."""
+    reward = torch.tensor([[0.0], [8.0]])
+    advantages = {}
+    for cut in (False, True):
+        batch = rollout(reward=reward, truncated=torch.tensor([[cut], [False]]), next_obs=torch.zeros(2, 1, 1))
+        advantages[cut] = actor_critic(make, trace_decay=1.0).prepare(batch)["advantage"][0].item()
+    assert advantages == {False: 4.0, True: 0.0}
+
+
+def test_long_rollouts_are_evaluated_in_parts_with_the_same_result(monkeypatch):
+    agent = built(PPO())
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "obs": torch.randn(9, 4, 3, generator=generator),
+        "next_obs": torch.randn(9, 4, 3, generator=generator),
+        "action": torch.randint(2, (9, 4), generator=generator),
+        "reward": torch.randn(9, 4, generator=generator),
+        "terminated": torch.rand(9, 4, generator=generator) < 0.2,
+        "truncated": torch.rand(9, 4, generator=generator) < 0.2,
+    }
+    whole = agent.prepare(batch)
+    monkeypatch.setattr("rl_lightning.agents.on_policy.MAX_ROWS_AT_ONCE", 8)
+    for name, field in agent.prepare(batch).items():
+        torch.testing.assert_close(field, whole[name])
+
+
+def test_prepare_learns_from_the_unclipped_sample():
+    agent = built(PPO(), action_space=spaces.Box(-0.1, 0.1, (2,), np.float32))
+    memory = agent.make_memory(4)
+    for seed in range(memory.num_steps):
+        memory.add(random_transition(agent, 4, seed))
+    batch = next(memory.batches())
+    assert batch["action"].abs().max() > 0.1
+    policy = agent.network.policy(batch["obs"])
+    torch.testing.assert_close(policy.log_prob(batch["action"]), batch["log_prob"])
+
+
+def ppo_batch(log_ratio, advantage):
+    """One transition whose probability under the present policy is exp(log_ratio) times what it was."""
+    return {
+        "obs": torch.zeros(1, 1),
+        "action": torch.zeros(1, dtype=torch.int64),
+        "log_prob": torch.tensor([math.log(0.5) - log_ratio]),
+        "advantage": torch.tensor([advantage]),
+        "return": torch.zeros(1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "moves"),
+    [
+        (1.0, 2.0, -2.0, True),
+        (1.5, 2.0, -2.0 * 1.2, False),  # far enough in the good direction
+        (0.5, 2.0, -2.0 * 0.5, True),
+        (0.5, -2.0, 2.0 * 0.8, False),
+        (1.5, -2.0, 2.0 * 1.5, True),
+    ],
+)
+def test_the_clipped_objective(ratio, advantage, expected, moves):
+    agent = actor_critic(PPO, normalize_advantage=False, value_weight=0.0, clip_range=0.2)
+    batch = ppo_batch(math.log(ratio), advantage)
+    losses = {}
+    metrics = agent.update(batch, step=losses.__setitem__)
+    assert losses["actor_critic"].item() == pytest.approx(expected)
+    losses["actor_critic"].backward()
+    assert bool(agent.network.policy_layers[-1].linear.bias.grad.any()) == moves
+    assert metrics["clip_fraction"] == (abs(ratio - 1) > 0.2)
+    assert metrics["approx_kl"].item() == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 9.0), (1.0, 16.0), (10.0, 9.0)])
+def test_the_value_s_move_can_be_limited(limit, expected):
+    """Return 10, value then 5 and now 7: error 3, or 4 where it may have moved by 1 only; the larger counts."""
+    agent = actor_critic(PPO, normalize_advantage=False, clip_range_value=limit)
+    batch = {**ppo_batch(0.0, 5.0), "obs": torch.tensor([[0.7]]), "return": torch.tensor([10.0])}
+    assert agent.update(batch, step=lambda name, loss: None)["value_loss"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("make", [PPO, A2C])
+def test_the_parts_of_the_loss_are_weighed(make):
+    """Two equal actions: entropy log 2; value 0 for a return of 3: squared error 9."""
+    agent = actor_critic(make, normalize_advantage=False, value_weight=0.1, entropy_weight=0.5)
+    batch = {**ppo_batch(0.0, 2.0), "return": torch.tensor([3.0])}
+    policy_loss = -2.0 if make is PPO else 2.0 * math.log(2)
+    expected = policy_loss + 0.1 * 9.0 - 0.5 * math.log(2)
+    assert losses_of(agent, batch) == {"actor_critic": pytest.approx(expected)}
+    agent.set_value("entropy_weight", 0.0)
+    assert losses_of(agent, batch) == {"actor_critic": pytest.approx(policy_loss + 0.9)}
+
+
+def test_a_policy_that_moves_too_far_ends_the_rollout_s_updates():
+    counts = {}
+    for target_kl in (None, 1e-4):
+        torch.manual_seed(0)
+        agent = built(PPO(lr=0.05, num_steps=16, target_kl=target_kl))
+        step = optimizer_step(agent)
+        counts[target_kl] = len([agent.update(batch, step) for batch in random_batches(agent)])
+    assert counts[None] == 16 and 2 <= counts[1e-4] < 16
+
+
+def test_a2c_learns_once_from_each_rollout():
+    agent = built(A2C(num_steps=5))
+    (batch,) = random_batches(agent)
+    assert batch["obs"].shape == (20, 3)
+
+
+def test_explained_variance_is_of_the_whole_rollout():
+    """Values 0 and 10, returns 5 (= 0.5 * 10) and 10 (= 0.5 * 20): residual 5, 0 against target 5, 10."""
+    agent = actor_critic(PPO)
+    prepared = agent.prepare(rollout())
+    assert prepared["return"].flatten().tolist() == [5.0, 10.0]
+    assert agent.explained_variance.item() == pytest.approx(0.0)

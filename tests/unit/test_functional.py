@@ -1,0 +1,132 @@
+"""Pure maths: hand-computed numbers first, then what must hold for any numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rl_lightning.functional import explained_variance, gae, hard_update, normalize, polyak_update
+from rl_lightning.types import ShapeError
+
+
+def column(*values: float) -> Tensor:
+    """[T, 1], one env."""
+    return torch.tensor(values)[:, None]
+
+
+def test_two_steps_by_hand():
+    """Reward 1 twice, zero values, discount 0.5: first 1 + 0.5 * 1 = 1.5, then 1."""
+    one, zero = torch.ones(2, 1), torch.zeros(2, 1)
+    last = torch.tensor([[False], [True]])
+    assert gae(one, zero, zero, last, last, discount=0.5, trace_decay=1.0).tolist() == [[1.5], [1.0]]
+
+
+def test_trace_decay_weighs_the_td_errors():
+    """V = 1, 2, 3 and 4 after; rewards 0, discount 1: each delta is 1, summed with weights 1, 1/2, 1/4."""
+    value, next_value, never = column(1, 2, 3), column(2, 3, 4), torch.zeros(3, 1, dtype=torch.bool)
+    advantage = gae(torch.zeros(3, 1), value, next_value, never, never, discount=1.0, trace_decay=0.5)
+    assert advantage.flatten().tolist() == [1.75, 1.5, 1.0]
+
+
+@pytest.mark.parametrize(("is_terminated", "expected"), [(True, 1.0 - 2.0), (False, 1.0 + 0.5 * 10.0 - 2.0)])
+def test_only_truncation_bootstraps(is_terminated, expected):
+    """The episode ends in row 0 with reward 1, V(s) = 2 and V(s') = 10; discount 0.5."""
+    done = torch.tensor([[True], [False]])
+    terminated = done & torch.tensor(is_terminated)
+    reward, value, next_value = column(1, 7), column(2, 7), column(10, 7)
+    advantage = gae(reward, value, next_value, terminated, done, discount=0.5, trace_decay=0.95)
+    assert advantage[0].item() == expected
+
+
+def test_a_terminated_state_may_have_any_value():
+    done = torch.ones(1, 1, dtype=torch.bool)
+    advantage = gae(column(1.0), column(0.0), column(float("inf")), done, done, discount=0.9, trace_decay=0.9)
+    assert advantage.item() == 1.0
+
+
+def test_gae_names_the_shapes_that_differ():
+    zero, never = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)
+    with pytest.raises(ShapeError, match=r"value \(3,\).*done \(3, 2\)"):
+        gae(zero, torch.zeros(3), zero, never, never, discount=0.9, trace_decay=0.9)
+
+
+@st.composite
+def rollouts(draw):
+    num_steps, num_envs = draw(st.integers(1, 12)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    reward, value, next_value = torch.randn(3, num_steps, num_envs, generator=generator, dtype=torch.float64)
+    terminated, truncated = torch.rand(2, num_steps, num_envs, generator=generator) < 0.2
+    return reward, value, next_value, terminated, terminated | truncated
+
+
+@given(rollouts(), st.floats(0, 1), st.floats(0, 1))
+def test_gae_is_the_sum_written_out(rollout, discount, trace_decay):
+    """A_t = sum_k (discount * trace_decay)^k delta_{t+k}, up to and with the episode's last step."""
+    reward, value, next_value, terminated, done = rollout
+    advantage = gae(*rollout, discount=discount, trace_decay=trace_decay)
+    for t in range(reward.shape[0]):
+        for b in range(reward.shape[1]):
+            expected = 0.0
+            for k in range(reward.shape[0] - t):
+                follows = 0.0 if terminated[t + k, b] else next_value[t + k, b].item()
+                delta = reward[t + k, b].item() + discount * follows - value[t + k, b].item()
+                expected += (discount * trace_decay) ** k * delta
+                if done[t + k, b]:
+                    break
+            assert advantage[t, b].item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(rollouts(), st.floats(0, 1))
+def test_envs_do_not_see_each_other(rollout, trace_decay):
+    together = gae(*rollout, discount=0.9, trace_decay=trace_decay)
+    for b in range(together.shape[1]):
+        alone = gae(*(field[:, b : b + 1] for field in rollout), discount=0.9, trace_decay=trace_decay)
+        assert torch.equal(alone, together[:, b : b + 1])
+
+
+def test_normalize():
+    """1, 2, 3, 4: mean 2.5 and population variance 1.25."""
+    x = normalize(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    torch.testing.assert_close(x, torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 1.25**0.5)
+    assert normalize(torch.tensor([3.0])).tolist() == [0.0]
+
+
+def test_explained_variance():
+    target = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    assert explained_variance(target, target) == 1
+    assert explained_variance(target + 5, target) == 1  # a constant error leaves the variance explained
+    assert explained_variance(torch.zeros(4), target) == 0
+    assert explained_variance(-target, target) == -3  # the error is twice the target: 1 - 4
+    assert explained_variance(target, torch.ones(4)) == 0
+
+
+def linear(weight: float) -> nn.Linear:
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, weight)
+    nn.init.constant_(layer.bias, -weight)
+    return layer
+
+
+def test_polyak_moves_a_fraction_of_the_way():
+    target, online = linear(0.0), linear(10.0)
+    polyak_update(target, online, tau=0.1)
+    assert (target.weight.item(), target.bias.item()) == (1.0, -1.0)
+    polyak_update(target, online, tau=0.5)
+    assert (target.weight.item(), online.weight.item()) == (5.5, 10.0)
+
+
+def test_hard_update_copies_parameters_and_buffers():
+    target, online = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    online(torch.randn(8, 2))
+    nn.init.constant_(online.weight, 3.0)
+    hard_update(target, online)
+    for ours, theirs in zip(target.state_dict().values(), online.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_networks_of_different_depth_are_refused():
+    with pytest.raises(ValueError, match="shorter|longer"):
+        polyak_update(nn.Sequential(linear(0.0)), nn.Sequential(linear(0.0), linear(0.0)), tau=0.5)

@@ -498,7 +498,7 @@ class RLEvaluationLoop(_EvaluationLoop):
         self._has_run = not trainer.sanity_checking
         trainer._logger_connector.epoch_end_reached()
         trainer._logger_connector._evaluation_epoch_end()
-        metrics = {} if trainer.sanity_checking else result.metrics(prefix)
+        metrics = {} if trainer.sanity_checking else trainer.strategy.broadcast(result.metrics(prefix))
         trainer.last_evaluation = result
         trainer._logger_connector.publish(metrics, prog_bar=(f"{prefix}/mean",))
         self._on_evaluation_epoch_end()

@@ -301,7 +301,9 @@ class Trainer(pl.Trainer):
     # ---- inside --------------------------------------------------------------------------------------------------
 
     def _seed_sequence(self, role: str, *path: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence(self.seed, spawn_key=(_ROLES.index(role), self.global_rank, *path))
+        # every rank evaluates the same episodes, so that all of them decide alike
+        rank = self.global_rank if role in ("train", "memory") else 0
+        return np.random.SeedSequence(self.seed, spawn_key=(_ROLES.index(role), rank, *path))
 
     @property
     def _evaluation(self) -> Evaluation | None:

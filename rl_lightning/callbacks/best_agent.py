@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from rl_lightning.types import ConfigurationError
 
@@ -60,6 +61,11 @@ class BestAgent(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
         if not self.monitor.startswith("eval/"):
             self._save_if_better(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
+        if self.best_model_score is not None:
+            score = f"{self.monitor} {self.best_model_score.item():.4g}"
+            rank_zero_info(f"The best agent, with {score}, is in {self.best_model_path}")
 
     def _save_if_better(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run or trainer.sanity_checking or trainer.state.fn != "fit":

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning._lightning import CrossingCheckpoint, saves_every_n_steps
-from rl_lightning.callbacks import BestAgent, Evaluation
+from rl_lightning.callbacks import BestAgent
 from rl_lightning.evaluation import STATISTICS
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
@@ -71,9 +71,6 @@ def check_callbacks(trainer: Trainer, module: RLModule) -> None:
         monitor = getattr(callback, "monitor", None)
         if isinstance(callback, ModelCheckpoint | EarlyStopping | BestAgent) and monitor is not None:
             _check_monitor(trainer, module, callback, monitor)
-    evaluations = [callback for callback in trainer.callbacks if isinstance(callback, Evaluation)]
-    if len(evaluations) > 1:
-        raise ConfigurationError("Two Evaluation callbacks: a run has one evaluation. Remove one of them.")
 
 
 def _check_monitor(trainer: Trainer, module: RLModule, callback: pl.Callback, monitor: str) -> None:
@@ -108,10 +105,17 @@ def check_checkpoint_intervals(trainer: Trainer, num_envs: int, memory: Memory) 
         ConfigurationError: the clock's own stride would make that rare.
     """
     stride = getattr(memory, "stride", num_envs) * trainer.world_size
+    offset = getattr(memory, "offset", 0)
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or isinstance(callback, CrossingCheckpoint):
             continue
         every = saves_every_n_steps(callback)
+        if every >= 1 and offset:
+            raise ConfigurationError(
+                f"{type(callback).__name__}(every_n_train_steps={every}) saves only after a learning step, and "
+                f"only where the clock is a multiple of {every}: learning falls on {offset}, {offset + stride}, ... "
+                "env steps. Use rl_lightning.callbacks.Checkpoint, which saves on crossing."
+            )
         if every >= 1 and every % stride:
             meet = math.lcm(every, stride) // every
             below, above = every // stride * stride, (every // stride + 1) * stride

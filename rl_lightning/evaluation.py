@@ -130,7 +130,8 @@ def evaluate(
         num_steps: the earliest episodes that finish within so many env steps together count. If not even the first one
             does, its return so far is the score.
         max_episode_len: in env steps; an episode that reaches it is cut off.
-        seed: of the envs and the random generators; the same seed gives the same episodes. None: a fresh one.
+        seed: of the envs and the random generators; the same seed and number of envs give the same episodes. None: a
+            fresh one.
         episode_seeds: the seed of each episode's reset, in the order in which the episodes start.
         on_episode: called with each episode that counts, in order, as soon as it and all earlier ones are over.
         observe: called after each step with what happened and which envs [B] bool start anew, for agents that keep

@@ -146,6 +146,9 @@ class Trainer(pl.Trainer):
         """
         module, data = self._attach(model, env, datamodule)
         self._check_limits()
+        if self._evaluation is not None and self._evaluation.every_n_steps is not None:
+            # where stock callbacks look to find out whether to follow the evaluations or the epochs
+            self.val_check_interval = self._evaluation.every_n_steps
         check_callbacks(self, module)
         recipe = data.recipe("train")
         self._train_pool = recipe.make()
@@ -235,8 +238,6 @@ class Trainer(pl.Trainer):
     @property
     def evaluation_interval(self) -> int | None:
         """Env steps between two evaluations; None: at the end of epochs."""
-        if self._evaluation is not None and self._evaluation.every_n_steps is not None:
-            return self._evaluation.every_n_steps
         interval = self.val_check_interval
         if isinstance(interval, float) and interval != 1.0:
             return max(1, int(self.steps_per_epoch * interval))

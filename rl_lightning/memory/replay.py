@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -84,6 +85,16 @@ class ReplayMemory:
         self._num_added = 0  # env steps, ever
         self._due = 0  # batches
         self._carried = Fraction(0)  # of a batch
+
+    @property
+    def stride(self) -> int:
+        """Env steps between two learning phases that fall on the same step of the envs and of the schedule."""
+        return self.num_envs if self.update_every <= self.num_envs else math.lcm(self.num_envs, self.update_every)
+
+    @property
+    def offset(self) -> int:
+        """Env steps that the multiples of `stride` are shifted by, where learning phases fall."""
+        return self.learning_starts % self.stride if self.update_every > self.num_envs else 0
 
     def __len__(self) -> int:
         """Transitions stored."""

@@ -65,6 +65,11 @@ class RolloutMemory:
         self._todo: deque[Tensor | None] = deque()  # the rows of each minibatch to come; None for all
         self._has_begun = False
 
+    @property
+    def stride(self) -> int:
+        """Env steps between two learning phases."""
+        return self.num_steps * self.num_envs
+
     def __len__(self) -> int:
         """Transitions of the rollout that is being collected."""
         return int(self._valid[: self._num_filled].sum())

@@ -32,7 +32,8 @@ if __name__ == "__main__":
     weights = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
     episodes = trainer.rl_strategy.episodes
     with open(f"rank{trainer.global_rank}", "w") as file:
-        print(trainer.global_step, trainer.num_updates, weights.tolist(), trainer.callback_metrics["eval/mean"], file=file)
+        score = trainer.callback_metrics["eval/mean"]
+        print(trainer.global_step, trainer.num_updates, weights.tolist(), score, file=file)
         print(list(episodes.recent_returns), file=file)
 """
 

@@ -1,0 +1,24 @@
+"""The examples learn: slow, and a bounded few of them in CI. The README's table has five seeds of each."""
+
+import pytest
+
+from tests.test_examples import EXAMPLES, load
+
+PATHS = {path.stem: path for path in EXAMPLES}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        pytest.param("ppo_cartpole", 475, marks=pytest.mark.ci),
+        pytest.param("dqn_cartpole", 475, marks=pytest.mark.ci),
+        pytest.param("a2c_cartpole", 475, marks=pytest.mark.ci),
+        pytest.param("ppo_pendulum", -200, marks=pytest.mark.ci),
+        ("dqn_acrobot", -100),
+        ("new_algorithm", 200),
+    ],
+)
+def test_the_best_agent_is_good_in_fresh_episodes(name, score, tmp_path):
+    assert load(PATHS[name]).main(seed=0, root=str(tmp_path)) >= score

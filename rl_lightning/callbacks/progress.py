@@ -178,19 +178,19 @@ class _RichBar:
             MofNCompleteColumn,
             Progress,
             TextColumn,
-            TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
         self.done = done
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+            # on a narrow terminal the values wrap, and nothing else is cut off
+            TextColumn("{task.fields[values]}", table_column=Column(no_wrap=False)),
             auto_refresh=False,
         )
         self._unit = unit

@@ -300,8 +300,7 @@ def test_checkpoint_fires_on_crossing(tmp_path):
 
 
 @pytest.mark.parametrize("style", ["tqdm", "rich"])
-def test_progress_bar_shows_the_run(style, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_progress_bar_shows_the_run(style, capsys):
     bar = RLProgressBar(style)
     trainer = fit(Evaluation(num_episodes=2), bar, max_steps=3_000, steps_per_epoch=1_500, enable_progress_bar=True)
     text = capsys.readouterr().out

@@ -6,7 +6,7 @@ python examples/dqn_cartpole.py
 from pytorch_lightning import seed_everything
 
 from rl_lightning import DQN, RLModule, Trainer
-from rl_lightning.callbacks import BestAgent, Evaluation
+from rl_lightning.callbacks import BestAgent, Evaluation, LinearInterpolation
 
 
 def main(max_steps: int = 50_000, seed: int = 0, root: str = ".") -> float:
@@ -28,7 +28,11 @@ def main(max_steps: int = 50_000, seed: int = 0, root: str = ".") -> float:
         max_steps=max_steps,
         steps_per_epoch=5_000,
         default_root_dir=root,
-        callbacks=[Evaluation(num_episodes=20), BestAgent()],
+        callbacks=[
+            Evaluation(num_episodes=20),
+            BestAgent(),
+            LinearInterpolation("learning_rate", start_value=2.3e-3, stop_value=0.0),
+        ],
     )
     trainer.fit(RLModule(agent), "CartPole-v1")
     return trainer.test(ckpt_path="best")[0]["test/mean"]

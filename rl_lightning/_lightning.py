@@ -28,8 +28,9 @@ from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from rl_lightning.evaluation import EpisodeResult, EvaluationResult, evaluate
+from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
-from rl_lightning.types import Batch, Metrics, Transition
+from rl_lightning.types import Batch, Transition
 
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
@@ -235,7 +236,7 @@ class RLFitLoop(_FitLoop):
         self._world_size = trainer.world_size
         limit = trainer.limit_train_batches
         self._max_updates = limit if isinstance(limit, int) else float("inf")
-        self._pending: list[Metrics] = []
+        self._means = Means()
         self._num_finished = self.strategy.episodes.num_finished
         trainer._last_val_time = time.monotonic()
         step = self.clock.env_steps
@@ -337,7 +338,7 @@ class RLFitLoop(_FitLoop):
         if trainer.lr_scheduler_configs and not self._optimization.accumulating:
             loop._update_learning_rates("step", update_plateau_schedulers=False)
         if metrics and trainer.log_every_n_steps:
-            self._pending.append(metrics)
+            self._means.add(metrics)
         if self._on_batch_end is not None:
             self._on_batch_end({"loss": self._optimization.last_loss, **(metrics or {})}, batch, batch_idx)
         if results:  # somebody used `self.log`
@@ -382,8 +383,7 @@ class RLFitLoop(_FitLoop):
         """Reduce what was gathered since the last time, and write it."""
         step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
         self._next_log = _next_multiple(step, trainer.log_every_n_steps)
-        metrics: dict[str, Any] = {f"train/{name}": value for name, value in _mean(self._pending).items()}
-        self._pending.clear()
+        metrics: dict[str, Any] = {f"train/{name}": value for name, value in self._means.flush().items()}
         episodes = self.strategy.episodes
         if episodes.num_finished > self._num_finished:
             recent = min(episodes.num_finished - self._num_finished, len(episodes.recent_returns))
@@ -612,16 +612,17 @@ class RLPredictionLoop(_PredictionLoop):
 class CrossingCheckpoint(ModelCheckpoint):
     """A `ModelCheckpoint` whose `every_n_train_steps` fires when the clock crosses a multiple."""
 
-    _next_save: int | float | None = None
+    _next_save: int | float = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._next_save = _next_multiple(trainer.global_step, self._every_n_train_steps)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self._every_n_train_steps
-        if every >= 1:
-            if self._next_save is None:
-                self._next_save = _next_multiple(self._last_global_step_saved, every)
-            if trainer.global_step >= self._next_save:
-                self._next_save = _next_multiple(trainer.global_step, every)
-                self._every_n_train_steps = 1  # every step is a multiple of one: the parent saves now
+        if trainer.global_step >= self._next_save:
+            self._next_save = _next_multiple(trainer.global_step, every)
+            self._every_n_train_steps = 1  # every step is a multiple of one: the parent saves now
         try:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         finally:
@@ -658,15 +659,3 @@ def _training_context(plugin: Precision) -> Callable[[], AbstractContextManager[
 
 def _next_multiple(step: int, interval: int | float | None) -> int | float:
     return float("inf") if not interval else (step // interval + 1) * interval
-
-
-def _mean(pending: list[Metrics]) -> dict[str, float]:
-    """The mean of each metric over the learning steps that reported it; one transfer from the device for all."""
-    columns: dict[str, list[torch.Tensor]] = {}
-    for metrics in pending:
-        for name, value in metrics.items():
-            columns.setdefault(name, []).append(torch.as_tensor(value).detach().float().reshape(()))
-    if not columns:
-        return {}
-    means = torch.stack([torch.stack(values).mean() for values in columns.values()])
-    return dict(zip(columns, means.tolist(), strict=True))

@@ -281,12 +281,12 @@ class Trainer(pl.Trainer):
         assert pool is not None
         self.rl_strategy = self._choose_strategy(pool.num_envs)
         memory = module.memory if module.memory is not None else module.agent.make_memory(pool.num_envs)
-        memory.rng = np.random.default_rng(self._seed_sequence("memory"))
+        # a resumed run must not repeat the episodes and samples that it started with: hence the step in both seeds
+        memory.rng = np.random.default_rng(self._seed_sequence("memory", self.global_step))
         check_checkpoint_intervals(self, pool.num_envs, memory)
         self.rl_strategy.setup(
             module.agent,
             pool,
-            # where a resumed run starts anew, it must not repeat the episodes that it started with
             seed=self.draw_seed("train", self.global_step),
             device=self.strategy.root_device,
             dtype=_lightning.agent_dtype(self),

@@ -62,9 +62,6 @@ class RLProgressBar(ProgressBar):
         """Redraw."""
         self._show(trainer)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Nothing to do: `on_tick` redraws."""
-
     def on_validation_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
         if trainer.state.fn == "validate":
             self._open("evaluating", _total(trainer.num_val_batches), "episode")
@@ -121,11 +118,12 @@ class RLProgressBar(ProgressBar):
         if self._bar is not None:
             metrics = trainer.progress_bar_metrics
             shown = {name: f"{float(metrics[name]):.4g}" for name in sorted(metrics)}
-            self._bar.update(trainer.global_step, shown)
+            speed = trainer.callback_metrics.get("time/env_steps_per_second")
+            self._bar.update(trainer.global_step, shown, None if speed is None else float(speed))
 
     def _advance(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.done + 1, {})
+            self._bar.update(self._bar.done + 1, {}, None)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -141,7 +139,7 @@ def _total(batches: Any) -> int | None:
 class _Bar(Protocol):
     done: int
 
-    def update(self, done: int, values: dict[str, str]) -> None: ...
+    def update(self, done: int, values: dict[str, str], speed: float | None) -> None: ...
 
     def describe(self, text: str) -> None: ...
 
@@ -155,7 +153,7 @@ class _TqdmBar:
         self.done = done
         self._bar = tqdm(total=total, initial=done, desc=text, unit=unit, dynamic_ncols=True, file=sys.stdout)
 
-    def update(self, done: int, values: dict[str, str]) -> None:
+    def update(self, done: int, values: dict[str, str], speed: float | None) -> None:
         self._bar.set_postfix(values, refresh=False)
         self._bar.update(done - self.done)
         self.done = done
@@ -197,9 +195,8 @@ class _RichBar:
         self._task = self._progress.add_task(text, total=total, completed=done, values="", rate="")
         self._progress.start()
 
-    def update(self, done: int, values: dict[str, str]) -> None:
+    def update(self, done: int, values: dict[str, str], speed: float | None) -> None:
         self.done = done
-        speed = self._progress.tasks[0].speed
         self._progress.update(
             self._task,
             completed=done,

@@ -151,7 +151,6 @@ def test_progress_is_saved_with_the_loops():
 def test_model_checkpoint_counts_by_these_names():
     checkpoint = ModelCheckpoint(every_n_train_steps=7)
     assert checkpoint._every_n_train_steps == 7
-    assert checkpoint._last_global_step_saved == 0
 
 
 def test_hooks_that_nobody_overrides_are_not_bound(trainer):

@@ -1,0 +1,49 @@
+"""Means of what learning steps report, reduced only when they are logged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl_lightning.types import Metrics
+
+
+class Means:
+    """The mean of each metric over the learning steps that reported it.
+
+    Nothing waits for the device before `flush`, and no more than `LIMIT` reports are kept.
+    """
+
+    LIMIT = 256
+
+    def __init__(self) -> None:
+        self._pending: list[Metrics] = []
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        """Count one learning step's metrics: numbers, or tensors of one element."""
+        self._pending.append(metrics)
+        if len(self._pending) == self.LIMIT:
+            self._reduce()
+
+    def flush(self) -> dict[str, float]:
+        """The means since the last call; one transfer from the device for all of them."""
+        self._reduce()
+        if not self._sums:
+            return {}
+        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()]).tolist()
+        names = list(self._sums)
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, means, strict=True))
+
+    def _reduce(self) -> None:
+        columns: dict[str, list[Tensor]] = {}
+        for metrics in self._pending:
+            for name, value in metrics.items():
+                columns.setdefault(name, []).append(torch.as_tensor(value).detach().float().reshape(()))
+        self._pending.clear()
+        for name, values in columns.items():
+            total = torch.stack(values).sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts.get(name, 0) + len(values)

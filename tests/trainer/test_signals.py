@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import OnExceptionCheckpoint
+from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from rl_lightning import Trainer
@@ -45,5 +46,5 @@ def test_a_signal_stops_training_at_the_next_step_and_saves(number, error, agent
 def test_lightnings_own_trainer_says_which_one_to_use():
     with pytest.raises(Exception, match=r"has envs, not dataloaders: use rl_lightning.Trainer"):
         pl.Trainer(max_steps=1, **{**quiet(), "callbacks": None}).fit(
-            pl.demos.boring_classes.BoringModel(), datamodule=GymEnvModule("CartPole-v1")
+            BoringModel(), datamodule=GymEnvModule("CartPole-v1")
         )

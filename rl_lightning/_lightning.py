@@ -29,6 +29,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from rl_lightning.evaluation import EpisodeResult, EvaluationResult, evaluate
 from rl_lightning.metrics import Means
+from rl_lightning.module import RLModule
 from rl_lightning.optimization import Optimization
 from rl_lightning.types import Batch, Transition
 
@@ -70,32 +71,26 @@ class Hooks:
                 hook = partial(getattr(callback, name), trainer, module)
                 callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
         own: Callable[..., Any] | None = None
-        if _overrides(module, name, pl.LightningModule) and _overrides(module, name, trainer.module_class):
+        if _overrides(module, name, pl.LightningModule) and _overrides(module, name, RLModule):
             own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
-        if not callbacks and own is None:
-            return None
-        # Lightning keeps the hook's name for `self.log`; nn.Module.__setattr__ would cost microseconds each time
-        state = module.__dict__
+        return self._entered(name, callbacks, own) if callbacks or own is not None else None
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The module's own method of that name, overridden or not."""
+        own = self._profiled(getattr(self._module, name), f"[LightningModule]{type(self._module).__name__}.{name}")
+        return self._entered(name, [], own)
+
+    def _entered(
+        self, name: str, callbacks: list[Callable[..., Any]], own: Callable[..., Any] | None
+    ) -> Callable[..., Any]:
+        """One function of all, which tells Lightning the hook's name, for `self.log`."""
+        state = self._module.__dict__  # nn.Module.__setattr__ would cost microseconds each time
 
         def run(*args: Any) -> Any:
             previous, state["_current_fx_name"] = state["_current_fx_name"], name
             for hook in callbacks:
                 hook(*args)
             result = own(*args) if own is not None else None
-            state["_current_fx_name"] = previous
-            return result
-
-        return run
-
-    def method(self, name: str) -> Callable[..., Any]:
-        """The module's own method of that name, ready for `self.log` and the profiler."""
-        module = self._module
-        state = module.__dict__
-        function = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
-
-        def run(*args: Any) -> Any:
-            previous, state["_current_fx_name"] = state["_current_fx_name"], name
-            result = function(*args)
             state["_current_fx_name"] = previous
             return result
 

@@ -81,7 +81,6 @@ class Trainer(pl.Trainer):
         ConfigurationError: arguments that cannot mean anything here, or not together.
     """
 
-    module_class = RLModule
     fit_loop: _lightning.RLFitLoop
     callbacks: list[pl.Callback]
     profiler: pl.profilers.Profiler

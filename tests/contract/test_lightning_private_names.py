@@ -156,7 +156,6 @@ def test_model_checkpoint_counts_by_these_names():
 def test_hooks_that_nobody_overrides_are_not_bound(trainer):
     module = BoringModel()
     trainer.strategy._lightning_module = module
-    trainer.module_class = pl.LightningModule
     trainer.callbacks = [pl.Callback()]
     assert Hooks(trainer).bind("on_train_batch_start") is None
     trainer.callbacks = [pl.callbacks.LambdaCallback(on_train_batch_start=lambda *args: None)]

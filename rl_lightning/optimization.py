@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from rl_lightning.types import ConfigurationError, NonFiniteError
 
 if TYPE_CHECKING:
-    from rl_lightning._lightning import Hooks
+    from rl_lightning._lightning.hooks import Hooks
     from rl_lightning.trainer import Trainer
 
 

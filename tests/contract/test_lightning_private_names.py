@@ -1,4 +1,4 @@
-"""One test for each private Lightning name that `rl_lightning/_lightning.py` uses: it exists and does what we rely on.
+"""One test for each private Lightning name that `rl_lightning/_lightning/` uses: it exists and does what we rely on.
 
 A failure here, after an upgrade of pytorch-lightning, says what to look at first.
 """

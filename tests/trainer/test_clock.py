@@ -83,6 +83,15 @@ def test_when_evaluation_runs(arguments, expected):
     assert recorder.steps("on_validation_start") == expected
 
 
+def test_evaluation_by_time():
+    recorder = Recorder("on_validation_start")
+    callbacks = quiet(recorder, Evaluation(num_episodes=1))
+    trainer = Trainer(max_time="00:00:00:03", val_check_interval="00:00:00:01", steps_per_epoch=50, **callbacks)
+    trainer.fit(small_ppo(), "CartPole-v1")
+    assert 2 <= len(recorder.steps("on_validation_start")) <= 4  # each second, and at the end
+    assert trainer.current_epoch > 4
+
+
 def test_evaluation_by_its_own_interval_and_at_start():
     recorder = Recorder("on_validation_start")
     evaluation = Evaluation(num_episodes=1, every_n_steps=70, eval_at_start=True)

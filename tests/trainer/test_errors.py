@@ -117,6 +117,11 @@ def test_no_env():
         Trainer(max_steps=10, **quiet()).fit(PPO())
 
 
+def test_no_agent():
+    with pytest.raises(ConfigurationError, match="No agent"):
+        Trainer(**quiet()).test()
+
+
 def test_env_twice():
     with pytest.raises(ConfigurationError, match="not both"):
         Trainer(max_steps=10, **quiet()).fit(PPO(), "CartPole-v1", datamodule=GymEnvModule("CartPole-v1"))

@@ -30,6 +30,10 @@ TICK_S = 0.1
 """About how often, in seconds, progress is shown and time limits are looked at."""
 
 
+class _EpochIsOver(Exception):  # no StopIteration, which an env may raise by mistake
+    """`on_train_batch_start` returned -1, or `limit_train_batches` is reached."""
+
+
 class RLTrainingEpochLoop(_TrainingEpochLoop):
     """Holds the clock. The loop itself is `RLFitLoop.advance`."""
 
@@ -197,7 +201,7 @@ class RLFitLoop(_FitLoop):
                     break
                 if signals.received_sigterm:
                     raise SIGTERMException
-        except StopIteration:  # `on_train_batch_start` returned -1, or limit_train_batches is reached: end the epoch
+        except _EpochIsOver:
             pass
         clock.num_episodes = strategy.episodes.num_finished
 
@@ -214,7 +218,7 @@ class RLFitLoop(_FitLoop):
         connector._first_loop_iter = batch_idx == 0
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         if self._on_batch_start is not None and self._on_batch_start(batch, batch_idx) == -1:
-            raise StopIteration
+            raise _EpochIsOver
         progress.increment_started()
         if self._context is None:
             metrics = self._training_step(batch, batch_idx)
@@ -239,7 +243,7 @@ class RLFitLoop(_FitLoop):
             connector.log_due = False
             self._next_batch_log = next_multiple(clock.env_steps, trainer.log_every_n_steps)
         if batch_idx + 1 >= self._max_updates:
-            raise StopIteration
+            raise _EpochIsOver
 
     # ---- what happens now and then -------------------------------------------------------------------------------
 

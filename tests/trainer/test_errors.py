@@ -171,6 +171,16 @@ def test_a_registered_bare_env_is_made_again_for_evaluation():
     env.reset()  # still the user's own, and open
 
 
+@pytest.mark.parametrize("error", [ValueError, StopIteration, KeyError])
+def test_what_an_env_raises_comes_through(error):
+    class Broken(Box1):
+        def step(self, action):
+            raise error("sensor unplugged")
+
+    with pytest.raises(error, match="sensor unplugged"):
+        fit(small_ppo(), Broken)
+
+
 def test_envs_are_closed_after_an_error():
     closed = []
 

@@ -266,7 +266,8 @@ class RLFitLoop(_FitLoop):
         self._next_tick, self._last_tick, self._last_tick_step = step + int(stride), now, step
         for callback in trainer.callbacks:
             # in replay warm-up no batch ends, which is where the Timer looks by itself
-            if isinstance(callback, Timer) and (callback.time_remaining() or 1.0) <= 0.0:
+            left = callback.time_remaining() if isinstance(callback, Timer) else None
+            if left is not None and left <= 0.0:
                 trainer.should_stop = True
         if self._on_tick is not None:
             self._on_tick()

@@ -105,7 +105,8 @@ def check_checkpoint_intervals(trainer: Trainer, num_envs: int, memory: Memory) 
         ConfigurationError: the clock's own stride would make that rare.
     """
     stride = getattr(memory, "stride", num_envs) * trainer.world_size
-    offset = getattr(memory, "offset", 0)
+    # a memory that fills anew counts from where the run goes on
+    offset = (getattr(memory, "offset", 0) * trainer.world_size + trainer.global_step) % stride
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or isinstance(callback, CrossingCheckpoint):
             continue

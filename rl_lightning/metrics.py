@@ -11,7 +11,7 @@ from rl_lightning.types import Metrics
 class Means:
     """The mean of each metric over the learning steps that reported it.
 
-    Nothing waits for the device before `flush`, and no more than `LIMIT` reports are kept.
+    Nothing waits for the device before `values` or `flush`, and no more than `LIMIT` reports are kept.
     """
 
     LIMIT = 256
@@ -27,15 +27,19 @@ class Means:
         if len(self._pending) == self.LIMIT:
             self._reduce()
 
-    def flush(self) -> dict[str, float]:
-        """The means since the last call; one transfer from the device for all of them."""
+    def values(self) -> dict[str, float]:
+        """The means since the last `flush`; one transfer from the device for all of them."""
         self._reduce()
         if not self._sums:
             return {}
         means = torch.stack([total / self._counts[name] for name, total in self._sums.items()]).tolist()
-        names = list(self._sums)
+        return dict(zip(self._sums, means, strict=True))
+
+    def flush(self) -> dict[str, float]:
+        """The means since the last call, and begin anew."""
+        means = self.values()
         self._sums, self._counts = {}, {}
-        return dict(zip(names, means, strict=True))
+        return means
 
     def _reduce(self) -> None:
         columns: dict[str, list[Tensor]] = {}

@@ -41,7 +41,7 @@ class Optimization:
             name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for name, optimizer in self._optimizers.items()
         }
-        self._num_backwards = dict.fromkeys(self._optimizers, 0)
+        self._num_accumulated = dict.fromkeys(self._optimizers, 0)
         self._scaler = trainer.scaler
         self._check_loss = trainer.strategy.root_device.type == "cpu"  # elsewhere it would wait for the device
         self._before_zero_grad = hooks.bind("on_before_zero_grad")
@@ -85,12 +85,13 @@ class Optimization:
                 "(Trainer(gradient_clip_val=0.5)), or look for its source with Trainer(detect_anomaly=True)."
             )
         optimizer, every = self._optimizers[name], self._trainer.accumulate_grad_batches
-        count = self._num_backwards[name] = self._num_backwards[name] + 1
-        if every == 1 or count % every == 1:
+        if self._num_accumulated[name] == 0:
             self._zero_grad(name, optimizer)
         self._backward(loss if every == 1 else loss / every)
-        self.accumulating = count % every != 0
+        self._num_accumulated[name] += 1
+        self.accumulating = self._num_accumulated[name] < every
         if not self.accumulating:
+            self._num_accumulated[name] = 0
             self._step(name, optimizer)
 
     def _zero_grad(self, name: str, optimizer: Optimizer) -> None:

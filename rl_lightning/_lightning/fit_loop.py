@@ -81,6 +81,7 @@ class RLFitLoop(_FitLoop):
     trainer: Trainer
     epoch_progress: Any
     user_min_epochs: int | None = None
+    epoch_start = 0  # env step
 
     @property
     def clock(self) -> Clock:
@@ -171,18 +172,24 @@ class RLFitLoop(_FitLoop):
         trainer = self.trainer
         self.epoch_progress.increment_ready()
         self.epoch_loop.batch_progress.reset_on_run()
+        self.epoch_start = self.clock.env_steps
+        limit = trainer.limit_train_batches
+        self.max_batches = limit if isinstance(limit, int) else self._epoch_end() - self.epoch_start
         call._call_callback_hooks(trainer, "on_train_epoch_start")
         call._call_lightning_module_hook(trainer, "on_train_epoch_start")
         self.epoch_progress.increment_started()
+
+    def _epoch_end(self) -> int:
+        """The env step that the epoch ends at, where nothing else ends it."""
+        end = int(next_multiple(self.clock.env_steps, self.trainer.steps_per_epoch))
+        return end if self.max_steps == -1 else min(end, self.max_steps)
 
     # ---- one epoch: the hot loop ---------------------------------------------------------------------------------
 
     def advance(self) -> None:
         trainer, clock, strategy, memory = self.trainer, self.clock, self.strategy, self.memory
         signals = trainer._signal_connector
-        end = next_multiple(clock.env_steps, trainer.steps_per_epoch)
-        if self.max_steps != -1:
-            end = min(end, self.max_steps)
+        end = self._epoch_end()
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
         advance, add, batches, on_env_step = strategy.advance, memory.add, memory.batches, self._on_env_step
         try:
@@ -227,8 +234,10 @@ class RLFitLoop(_FitLoop):
                 metrics = self._training_step(batch, batch_idx)
         clock.num_updates += 1
         progress.increment_processed()
-        if trainer.lr_scheduler_configs and not self._optimization.accumulating:
-            loop._update_learning_rates("step", update_plateau_schedulers=False)
+        if not self._optimization.accumulating:
+            clock.num_optimizer_steps += 1
+            if trainer.lr_scheduler_configs:
+                loop._update_learning_rates("step", update_plateau_schedulers=False)
         if metrics and trainer.log_every_n_steps:
             self._means.add(metrics)
         if self._on_batch_end is not None:
@@ -265,30 +274,35 @@ class RLFitLoop(_FitLoop):
         stride = max(1, min(rate * TICK_S, 2 * max(1, step - self._last_tick_step)))
         self._next_tick, self._last_tick, self._last_tick_step = step + int(stride), now, step
         for callback in trainer.callbacks:
-            # in replay warm-up no batch ends, which is where the Timer looks by itself
-            left = callback.time_remaining() if isinstance(callback, Timer) else None
-            if left is not None and left <= 0.0:
-                trainer.should_stop = True
+            # In replay warm-up no batch ends, which is where the Timer looks by itself. It asks all ranks, and those
+            # do not tick at the same step.
+            if isinstance(callback, Timer) and self._world_size == 1:
+                callback.on_train_batch_end(trainer)
         if self._on_tick is not None:
             self._on_tick()
 
     def _log(self) -> None:
-        """Reduce what was gathered since the last time, and write it."""
+        """Write what was gathered since the last time, and begin anew."""
         step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
         self._next_log = next_multiple(step, trainer.log_every_n_steps)
-        metrics: dict[str, Any] = {f"train/{name}": value for name, value in self._means.flush().items()}
-        episodes = self.strategy.episodes
-        if episodes.num_finished > self._num_finished:
-            recent = min(episodes.num_finished - self._num_finished, len(episodes.recent_returns))
-            metrics["train/return"] = sum(list(episodes.recent_returns)[-recent:]) / recent
-            metrics["train/length"] = sum(list(episodes.recent_lengths)[-recent:]) / recent
-            self._num_finished = episodes.num_finished
+        metrics = self._training_metrics(self._means.flush())
+        self._num_finished = self.strategy.episodes.num_finished
         elapsed = max(time.perf_counter() - self._last_log_time, 1e-9)
         metrics["time/env_steps_per_second"] = (step - self._last_log_step) / elapsed
         metrics["time/updates_per_second"] = (clock.num_updates - self._last_log_updates) / elapsed
         self._restart_log_timer()
         trainer._logger_connector.publish(metrics, prog_bar=("train/return",))
         trainer._logger_connector.log_metrics(dict(metrics))
+
+    def _training_metrics(self, means: dict[str, float]) -> dict[str, Any]:
+        """What is logged of training: the agent's own metrics, and the episodes since the last log entry."""
+        metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
+        episodes = self.strategy.episodes
+        if episodes.num_finished > self._num_finished:
+            recent = min(episodes.num_finished - self._num_finished, len(episodes.recent_returns))
+            metrics["train/return"] = sum(list(episodes.recent_returns)[-recent:]) / recent
+            metrics["train/length"] = sum(list(episodes.recent_lengths)[-recent:]) / recent
+        return metrics
 
     def _restart_log_timer(self) -> None:
         self._last_log_time, self._last_log_step = time.perf_counter(), self.clock.env_steps
@@ -304,6 +318,9 @@ class RLFitLoop(_FitLoop):
         if epoch_end and self._run_ends_here():
             due = True
         self._next_eval = next_multiple(step, self._eval_interval)
+        if due or epoch_end:
+            # for callbacks that monitor training, and look now
+            trainer._logger_connector.publish(self._training_metrics(self._means.values()), prog_bar=("train/return",))
         if due and step != self._last_eval and trainer.enable_validation:
             self._evaluate()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.profilers import PassThroughProfiler
 
+from rl_lightning._lightning.stock_callbacks import on_our_clock
 from rl_lightning.module import RLModule
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Hooks:
         callbacks: list[Callable[..., Any]] = []
         for callback in trainer.callbacks:
             if _overrides(callback, name, pl.Callback):
-                hook = partial(getattr(callback, name), trainer, module)
+                hook: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
+                if name == "on_train_batch_end":
+                    hook = on_our_clock(callback, hook, trainer)
                 callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
         own: Callable[..., Any] | None = None
         if _overrides(module, name, pl.LightningModule) and _overrides(module, name, RLModule):

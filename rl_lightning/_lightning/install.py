@@ -9,6 +9,7 @@ from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop, RLPredictionLoop
 from rl_lightning._lightning.fit_loop import RLFitLoop, RLTrainingEpochLoop
 from rl_lightning._lightning.logger_connector import RLLoggerConnector
+from rl_lightning._lightning.optimizers import allow_several_optimizers
 
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def install_loops(trainer: Trainer) -> None:
     """Replace Lightning's loops by ours, keeping the limits that its constructor worked out."""
     stock, inference = trainer.fit_loop, trainer.validate_loop.inference_mode
+    allow_several_optimizers(trainer.strategy)
     trainer._logger_connector = RLLoggerConnector(trainer)
     trainer.fit_loop = RLFitLoop(trainer, min_epochs=stock.min_epochs, max_epochs=stock.max_epochs)
     trainer.fit_loop.user_min_epochs = stock.min_epochs

@@ -80,6 +80,8 @@ class BestAgent(Checkpoint):
         try:
             trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # or the new name could outlive a power cut, and the data not
                 os.replace(temporary, path)
         except BaseException:
             self.best_model_path, self.best_model_score = before
@@ -106,5 +108,9 @@ class BestAgent(Checkpoint):
         return {"best_model_path": self.best_model_path, "best_model_score": self.best_model_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_model_path = state_dict["best_model_path"]
-        self.best_model_score = state_dict["best_model_score"]
+        path = Path(state_dict["best_model_path"])
+        if not path.is_file():
+            return  # the run was moved: its best agent is out of reach, and cannot be overwritten
+        # the run may have gone on after this checkpoint, and saved a better agent still
+        saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][self.state_key]
+        self.best_model_path, self.best_model_score = str(path), saved["best_model_score"]

@@ -51,4 +51,6 @@ class Checkpoint(CrossingCheckpoint):
             every_n_train_steps=every_n_train_steps,
             every_n_epochs=every_n_epochs,
             train_time_interval=train_time_interval,
+            # what falls due before the first evaluation then waits for it; by default it would be forgotten
+            save_on_train_epoch_end=False if monitor is not None and monitor.startswith("eval/") else None,
         )

@@ -151,7 +151,10 @@ class _Bar(Protocol):
 class _TqdmBar:
     def __init__(self, text: str, total: int | None, unit: str, done: int) -> None:
         self.done = done
-        self._bar = tqdm(total=total, initial=done, desc=text, unit=unit, dynamic_ncols=True, file=sys.stdout)
+        # miniters: by default tqdm waits for as many steps as were fast before, however slow they have become
+        self._bar = tqdm(
+            total=total, initial=done, desc=text, unit=unit, miniters=1, dynamic_ncols=True, file=sys.stdout
+        )
 
     def update(self, done: int, values: dict[str, str], speed: float | None) -> None:
         self._bar.set_postfix(values, refresh=False)

@@ -88,13 +88,24 @@ class ReplayMemory:
 
     @property
     def stride(self) -> int:
-        """Env steps between two learning phases that fall on the same step of the envs and of the schedule."""
-        return self.num_envs if self.update_every <= self.num_envs else math.lcm(self.num_envs, self.update_every)
+        """Env steps after which it is sure to learn again; in between it may."""
+        if self._always_learns:
+            return self.num_envs
+        stride = math.lcm(self.num_envs, self.update_every)
+        if self.update_every * self.updates_per_step >= 1:
+            return stride
+        return stride * (stride * self.updates_per_step).denominator  # until the fractions make up a whole batch
 
     @property
     def offset(self) -> int:
-        """Env steps that the multiples of `stride` are shifted by, where learning phases fall."""
-        return self.learning_starts % self.stride if self.update_every > self.num_envs else 0
+        """Env steps by which the multiples of `stride` are shifted, where it is sure to learn."""
+        first = -(-self.learning_starts // self.num_envs) * self.num_envs
+        return 0 if self._always_learns else first % self.stride
+
+    @property
+    def _always_learns(self) -> bool:
+        """Whether each step of the envs makes a batch due."""
+        return self.update_every <= self.num_envs and self.update_every * self.updates_per_step >= 1
 
     def __len__(self) -> int:
         """Transitions stored."""

@@ -8,12 +8,14 @@ import inspect
 import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.core import optimizer
 from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.prediction_loop import _PredictionLoop
 from pytorch_lightning.loops.progress import _BaseProgress
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.connectors.logger_connector import _LoggerConnector
 
@@ -138,6 +140,12 @@ def test_current_fx_name_is_a_plain_attribute_of_the_module():
 
 def test_before_batch_transfer():
     assert "dataloader_idx" in inspect.signature(pl.LightningModule._on_before_batch_transfer).parameters
+
+
+def test_the_check_for_several_optimizers_is_where_we_replace_it():
+    source = inspect.getsource(optimizer._init_optimizers_and_lr_schedulers)
+    assert "_validate_multiple_optimizers_support(optimizers, model)" in source
+    assert "_init_optimizers_and_lr_schedulers" in inspect.getsource(Strategy.setup_optimizers)
 
 
 def test_progress_is_saved_with_the_loops():

@@ -1,6 +1,8 @@
 """Lightning's own callbacks, unchanged: each test looks at what the callback did."""
 
 import re
+from datetime import timedelta
+from itertools import groupby, product
 
 import gymnasium as gym
 import pytest
@@ -17,22 +19,27 @@ from pytorch_lightning.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ModelPruning,
     ModelSummary,
     OnExceptionCheckpoint,
     RichModelSummary,
     RichProgressBar,
     StochasticWeightAveraging,
+    ThroughputMonitor,
     Timer,
     TQDMProgressBar,
     WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger
 
-from rl_lightning import ConfigurationError, RLModule, Trainer
+from rl_lightning import DQN, ConfigurationError, RLModule, Trainer
 from rl_lightning.callbacks import Evaluation
 from rl_lightning.envs import GymEnvModule
+from rl_lightning.memory import ReplayMemory
 from tests.trainer.helpers import Recorder, quiet, small_dqn, small_ppo
 
+# a resumed run goes on in the folder of its checkpoint, and Lightning warns of every folder that is not empty
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 CARTPOLE = GymEnvModule("CartPole-v1", num_envs=2)
 
 
@@ -96,6 +103,44 @@ def test_save_last_and_resume_from_it(tmp_path):
     assert second_stopping.best_score >= first_stopping.best_score
 
 
+@pytest.mark.parametrize("agent", [small_ppo, small_dqn])
+def test_everything_goes_on_from_where_it_was(agent, tmp_path):
+    def state(trainer, module):
+        (optimizer,) = trainer.optimizers
+        tensors = [*module.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+        counters = trainer.global_step, trainer.num_updates, trainer.num_episodes
+        return (
+            counters,
+            [tensor.detach().clone() for tensor in tensors],
+            dict(trainer.checkpoint_callback.best_k_models),
+        )
+
+    def fit(max_steps, ckpt_path):
+        started = []
+
+        class Look(pl.Callback):
+            def on_train_start(self, trainer, module):
+                started.append((trainer.current_epoch, *state(trainer, module)))
+
+        recorder = Recorder("on_train_epoch_end")
+        checkpoint = ModelCheckpoint(tmp_path, monitor="eval/mean", mode="max", save_last=True, save_top_k=-1)
+        callbacks = quiet(Evaluation(num_episodes=1), checkpoint, recorder, Look())
+        trainer = Trainer(max_steps=max_steps, steps_per_epoch=40, **callbacks)
+        module = RLModule(agent())
+        trainer.fit(module, CARTPOLE, ckpt_path=ckpt_path)
+        return state(trainer, module), started[0], recorder.steps("on_train_epoch_end")
+
+    ended, _, _ = fit(104, None)
+    (counters, _, kept), (epoch, *started), epoch_ends = fit(160, "last")
+    assert epoch == 104 // 40
+    for before, after in zip(ended, started, strict=True):
+        for a, b in zip(before, after, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert all(a > b for a, b in zip(counters, ended[0], strict=True))
+    assert epoch_ends == [120, 160]
+    assert len(kept) == len(list(tmp_path.glob("epoch=*.ckpt"))) == 3 + 2
+
+
 def test_every_n_train_steps_where_the_clock_meets_it(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=32, save_top_k=-1)
     Trainer(max_steps=100, **quiet(checkpoint)).fit(small_ppo(), CARTPOLE)  # learns every 8 x 2 env steps
@@ -113,6 +158,69 @@ def test_every_n_train_steps_where_the_clock_meets_it(tmp_path):
 def test_every_n_train_steps_that_the_clock_seldom_meets(agent, every, match):
     with pytest.raises(ConfigurationError, match=match):
         Trainer(max_steps=100, **quiet(ModelCheckpoint(every_n_train_steps=every))).fit(agent(), CARTPOLE)
+
+
+def test_every_n_train_steps_after_a_resume_between_two_learning_phases(tmp_path):
+    first = ModelCheckpoint(tmp_path, save_last=True)
+    Trainer(max_steps=40, **quiet(first)).fit(small_ppo(), CARTPOLE)
+    callbacks = quiet(ModelCheckpoint(tmp_path), ModelCheckpoint(tmp_path, every_n_train_steps=32))
+    trainer = Trainer(max_steps=100, **callbacks)
+    with pytest.raises(ConfigurationError, match=r"learning falls on 8, 24, .* env steps\. Use .*\.Checkpoint"):
+        trainer.fit(small_ppo(), CARTPOLE, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_replay_memory_knows_where_it_is_sure_to_learn():
+    for num_envs, every, rate, starts in product((1, 2, 3, 8), (1, 2, 4, 6), (0.1, 0.25, 1, 1.5), (0, 5, 20)):
+        memory = ReplayMemory(
+            99, num_envs=num_envs, batch_size=1, learning_starts=starts, update_every=every, updates_per_step=rate
+        )
+        start, end = starts + memory.stride + num_envs + every, starts + 5 * memory.stride
+        learns = set()
+        for step in range(num_envs, end, num_envs):
+            memory._due = 0
+            memory._count(num_envs)
+            if memory._due:
+                learns.add(step)
+        assert {step for step in range(start, end) if step % memory.stride == memory.offset} <= learns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"every_n_epochs": 2}, [80, 160]),
+        ({"train_time_interval": timedelta(0)}, [16, 32, 48, 64, 80, 96, 112, 128, 144, 160]),
+    ],
+)
+def test_checkpoints_by_epochs_and_by_time(arguments, steps, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **arguments)
+    Trainer(max_steps=160, steps_per_epoch=40, **quiet(checkpoint)).fit(small_ppo(), CARTPOLE)
+    assert {path.name for path in tmp_path.iterdir()} == {f"step={step}.ckpt" for step in steps}
+
+
+def test_checkpoints_follow_an_evaluation_with_an_interval_of_its_own(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, "{step}", monitor="eval/mean", mode="max", save_top_k=-1)
+    callbacks = quiet(Scores(3.0, 9.0, 1.0), Evaluation(num_episodes=1, every_n_steps=30), checkpoint)
+    Trainer(max_steps=80, steps_per_epoch=40, **callbacks).fit(small_ppo(), CARTPOLE)
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=30.ckpt", "step=60.ckpt", "step=80.ckpt"}
+    assert checkpoint.best_model_path == str(tmp_path / "step=60.ckpt")
+
+
+def test_training_metrics_can_be_monitored_at_the_end_of_each_epoch(tmp_path):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(trainer.callback_metrics["train/value_loss"].item())
+
+    checkpoint = ModelCheckpoint(tmp_path, monitor="train/value_loss", mode="min", save_top_k=-1)
+    stopping = EarlyStopping("train/return", mode="max", patience=99)
+    trainer = Trainer(
+        max_steps=240, steps_per_epoch=80, log_every_n_steps=100_000, **quiet(checkpoint, stopping, Look())
+    )
+    trainer.fit(small_ppo(), CARTPOLE)
+    assert list(checkpoint.best_k_models.values()) == seen
+    assert len(set(seen)) == 3
+    assert stopping.best_score >= 8
 
 
 def test_a_minimum_of_returns_is_warned_about():
@@ -143,6 +251,20 @@ def test_stopping_threshold():
     assert trainer.global_step == 40
 
 
+@pytest.mark.parametrize(
+    ("monitor", "evaluation", "match"),
+    [
+        ("val_loss", [Evaluation()], r"EarlyStopping\(monitor='val_loss'\): nobody logs that name.*eval/mean"),
+        ("eval/mean", [], r"nothing is evaluated. Add the callback Evaluation\(\)"),
+    ],
+)
+def test_a_monitor_that_nobody_logs(monitor, evaluation, match):
+    trainer = Trainer(max_steps=20, **quiet(*evaluation, EarlyStopping(monitor, mode="max")))
+    with pytest.raises(ConfigurationError, match=match):
+        trainer.fit(small_ppo(), CARTPOLE)
+    assert trainer.global_step == 0
+
+
 # ---- learning rates, time, progress, summaries ----------------------------------------------------------------------
 
 
@@ -155,6 +277,41 @@ def test_learning_rate_monitor_counts_env_steps(interval, expected, tmp_path):
     rows = [row for row in csv(tmp_path / "lightning_logs/version_0/metrics.csv") if "lr-Adam" in row]
     assert [row["step"] for row in rows] == expected
     assert {row["lr-Adam"] for row in rows} == {0.25}
+
+
+class TwoOptimizers(DQN):
+    """The first layer learns by itself, to give small values, before all others learn as usual."""
+
+    def configure_optimizers(self):
+        first, *others = self.network.parameters()
+        return {"first": torch.optim.Adam([first], lr=0.25), "q": torch.optim.Adam(others, lr=0.5)}
+
+    def update(self, batch, step):
+        step("first", self.network(batch["obs"]).square().mean())
+        return super().update(batch, step)
+
+
+def test_learning_rates_of_several_optimizers(tmp_path):
+    arguments = {**quiet(LearningRateMonitor("step")), "logger": CSVLogger(tmp_path)}
+    trainer = Trainer(max_steps=40, log_every_n_steps=20, **arguments)
+    trainer.fit(TwoOptimizers(learning_starts=10, batch_size=4), CARTPOLE)
+    rows = [row for row in csv(tmp_path / "lightning_logs/version_0/metrics.csv") if "lr-Adam" in row]
+    assert {(row["lr-Adam"], row["lr-Adam-1"]) for row in rows} == {(0.25, 0.5)}
+    for optimizer in trainer.optimizers:
+        assert {float(state["step"]) for state in optimizer.state.values()} == {trainer.num_updates}
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_timer_looks_where_it_is_told_to(interval):
+    class TimeIsUp(pl.Callback):
+        def on_env_step(self, trainer, module, transition):
+            if trainer.global_step == 44:
+                timer._start_time["train"] = -1e9
+
+    timer = Timer(duration={"hours": 1}, interval=interval, verbose=False)
+    trainer = Trainer(max_epochs=-1, steps_per_epoch=80, **quiet(timer, TimeIsUp()))
+    trainer.fit(small_ppo(), CARTPOLE)
+    assert trainer.global_step == 80 if interval == "epoch" else trainer.global_step < 80
 
 
 def test_timer():
@@ -177,6 +334,22 @@ def test_stock_progress_bars(bar, capsys):
     text = capsys.readouterr().out
     assert "Epoch 1" in text
     assert "eval/mean" in text
+
+
+@pytest.mark.parametrize(
+    ("bar", "arguments", "shown"),
+    [
+        # learning falls on 16, 32, 48, 64, 80, 96
+        (TQDMProgressBar(), {"max_steps": 100}, ["16/40", "32/40", "8/40", "24/40", "40/40", "16/20"]),
+        (TQDMProgressBar(refresh_rate=10), {"max_epochs": 2}, ["10/40", "30/40", "20/40", "40/40"]),
+        (TQDMProgressBar(), {"max_epochs": 2, "limit_train_batches": 2}, ["1/2", "2/2", "1/2", "2/2"]),
+    ],
+)
+def test_the_stock_progress_bar_counts_the_env_steps_of_an_epoch(bar, arguments, shown, capsys):
+    trainer = Trainer(steps_per_epoch=40, **arguments, **{**quiet(bar), "enable_progress_bar": True})
+    trainer.fit(small_ppo(), CARTPOLE)
+    counts = re.findall(r"\| (\d+/\d+) \[", capsys.readouterr().out)
+    assert [count for count, _ in groupby(counts) if not count.startswith("0/")] == shown
 
 
 @pytest.mark.parametrize("summary", [ModelSummary, RichModelSummary])
@@ -212,6 +385,16 @@ def test_gradient_accumulation_scheduler():
     assert recorder.steps("on_before_optimizer_step") == [16] * 4 + [32] * 4 + [48, 64]
 
 
+def test_gradients_are_zeroed_where_accumulation_begins():
+    names = ("on_before_zero_grad", "on_before_backward", "on_before_optimizer_step")
+    recorder = Recorder(*names)
+    trainer = Trainer(max_steps=44, steps_per_epoch=22, **quiet(recorder, GradientAccumulationScheduler({1: 3})))
+    trainer.fit(small_dqn(learning_starts=20), "CartPole-v1")
+    zero, backward, step = names
+    assert [name for name, _ in recorder.calls[:6]] == [zero, backward, step] * 2  # env steps 21 and 22
+    assert [name for name, _ in recorder.calls[6:16]] == [zero, backward, backward, backward, step] * 2
+
+
 @pytest.mark.parametrize("kind", [StochasticWeightAveraging, BatchSizeFinder, LearningRateFinder])
 def test_callbacks_that_need_dataloaders(kind):
     callback = kind(swa_lrs=1e-2) if kind is StochasticWeightAveraging else kind()
@@ -219,32 +402,80 @@ def test_callbacks_that_need_dataloaders(kind):
         Trainer(max_steps=10, **quiet(callback)).fit(small_ppo(), CARTPOLE)
 
 
-@pytest.mark.parametrize("kind", [WeightAveraging, EMAWeightAveraging])
-def test_averaged_weights_are_what_is_evaluated_and_kept(kind, tmp_path):
-    seen = {}
+class Weights(pl.Callback):
+    """Copies of the weights after each learning step and in each evaluation."""
 
-    class Look(pl.Callback):
-        def on_validation_batch_end(self, trainer, module, *args):
-            seen["evaluated"] = [parameter.detach().clone() for parameter in module.parameters()]
+    def __init__(self):
+        self.learned, self.evaluated = [], []
 
-    averaging = kind()
-    evaluation = Evaluation(num_episodes=1)
-    trainer = Trainer(max_steps=96, steps_per_epoch=48, **quiet(averaging, evaluation, Look()))
+    def on_train_batch_end(self, trainer, module, *args):
+        self.learned.append(self.copy(module))
+
+    def on_validation_batch_end(self, trainer, module, *args):
+        self.evaluated.append(self.copy(module))
+
+    @staticmethod
+    def copy(module):
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_averaged_weights_are_what_is_evaluated_and_kept(tmp_path):
+    weights, checkpoint = Weights(), ModelCheckpoint(tmp_path)
+    callbacks = quiet(WeightAveraging(), Evaluation(num_episodes=1), weights, checkpoint)
     module = RLModule(small_ppo(lr=0.1))
-    current = []
+    Trainer(max_steps=96, steps_per_epoch=48, **callbacks).fit(module, CARTPOLE)
+    assert len(weights.learned) == 24  # 4 after each rollout of 16 env steps
+    for average, learned in zip(weights.evaluated, (weights.learned[:12], weights.learned), strict=True):
+        assert torch.allclose(average, torch.stack(learned).mean(0), atol=1e-6)
+        assert not torch.allclose(average, learned[-1], atol=1e-6)
+    kept = RLModule.load_from_checkpoint(checkpoint.best_model_path)
+    assert torch.equal(Weights.copy(kept), weights.evaluated[-1])
+    assert torch.equal(Weights.copy(module), weights.evaluated[-1])
 
-    class Copy(pl.Callback):
-        def on_train_batch_end(self, trainer, module, *args):
-            current.append([parameter.detach().clone() for parameter in module.parameters()])
 
-    trainer.callbacks.append(Copy())
-    trainer.fit(module, CARTPOLE)
-    assert any(not torch.equal(a, b) for a, b in zip(seen["evaluated"], current[-1], strict=True))
-    if kind is WeightAveraging:
-        # it averages after the first learning step of each env step that it sees: one of each rollout
-        firsts = current[::4]
-        for i, parameter in enumerate(module.parameters()):
-            assert torch.allclose(parameter, torch.stack([weights[i] for weights in firsts]).mean(0), atol=1e-6)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_moving_averages_count_optimizer_steps(accumulate):
+    seen = []
+
+    class Moving(EMAWeightAveraging):
+        def should_update(self, step_idx=None, epoch_idx=None):
+            due = super().should_update(step_idx, epoch_idx)
+            if step_idx is not None:
+                seen.append((step_idx, due))
+            return due
+
+    trainer = Trainer(
+        max_steps=64, accumulate_grad_batches=accumulate, **quiet(Moving(decay=0.5, update_every_n_steps=3))
+    )
+    trainer.fit(small_ppo(), CARTPOLE)
+    assert trainer.global_step == 64
+    assert seen == [(step, step % 3 == 0) for step in range(16 // accumulate)]
+
+
+def test_pruned_weights_reach_the_checkpoint(tmp_path):
+    pruning = ModelPruning("l1_unstructured", amount=0.5, apply_pruning=lambda epoch: epoch == 0)
+    checkpoint = ModelCheckpoint(tmp_path)
+    trainer = Trainer(max_steps=80, steps_per_epoch=40, **quiet(pruning, Evaluation(num_episodes=1), checkpoint))
+    trainer.fit(small_ppo(), CARTPOLE)
+    kept = Weights.copy(RLModule.load_from_checkpoint(checkpoint.best_model_path))
+    assert (kept == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_throughput(tmp_path):
+    class Counted(RLModule):
+        flops_per_batch = 100
+
+    monitor = ThroughputMonitor(batch_size_fn=lambda batch: len(batch["obs"]) if isinstance(batch, dict) else 1)
+    arguments = {**quiet(monitor, Evaluation(num_episodes=2)), "logger": CSVLogger(tmp_path)}
+    trainer = Trainer(max_steps=96, steps_per_epoch=48, log_every_n_steps=32, **arguments)
+    trainer.fit(Counted(small_ppo()), CARTPOLE)
+    rows = [row for row in csv(tmp_path / "lightning_logs/version_0/metrics.csv") if "train/samples" in row]
+    # at the first learning step past each multiple of 32, of 4 with 8 samples each every 16 env steps
+    assert [(row["step"], row["train/batches"], row["train/samples"]) for row in rows] == [
+        (32, 5, 40),
+        (64, 13, 104),
+        (96, 21, 168),
+    ]
 
 
 def test_lambda_callback():

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning._lightning import CrossingCheckpoint, saves_every_n_steps
+from rl_lightning.agents import ForeignAgent
 from rl_lightning.callbacks import BestAgent
 from rl_lightning.evaluation import STATISTICS
 from rl_lightning.memory import Memory
@@ -71,6 +72,28 @@ def check_callbacks(trainer: Trainer, module: RLModule) -> None:
         monitor = getattr(callback, "monitor", None)
         if isinstance(callback, ModelCheckpoint | EarlyStopping | BestAgent) and monitor is not None:
             _check_monitor(trainer, module, callback, monitor)
+
+
+def check_foreign_agent(trainer: Trainer, agent: ForeignAgent) -> None:
+    """What the Trainer cannot do for an agent that learns by itself.
+
+    Raises:
+        ConfigurationError: the Trainer was told to take part in its learning, or it lacks a method that is needed.
+    """
+    name = type(agent.foreign).__name__
+    ours = {
+        "gradient_clip_val": (trainer.gradient_clip_val, None),
+        "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
+        "precision": (trainer.precision, "32-true"),
+        "devices": (trainer.world_size, 1),
+    }
+    for flag, (given, neutral) in ours.items():
+        if given != neutral:
+            raise ConfigurationError(f"Trainer({flag}={given!r}) does not reach {name}, which learns by itself.")
+    if trainer.enable_validation:
+        agent.check_evaluable()
+    if trainer.checkpoint_callbacks:
+        agent.check_has("save")
 
 
 def _check_monitor(trainer: Trainer, module: RLModule, callback: pl.Callback, monitor: str) -> None:

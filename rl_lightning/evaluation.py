@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from rl_lightning.agents.acting import Actor
-from rl_lightning.agents.agent import Agent
+from rl_lightning.agents import Agent, ForeignAgent, as_agent
+from rl_lightning.agents.acting import make_actor
 from rl_lightning.envs.pool import EnvPool, Step
 from rl_lightning.envs.recipe import as_recipe
 from rl_lightning.types import Array, ConfigurationError, ObsArray, tree_map
@@ -110,6 +109,7 @@ def evaluate(
     num_steps: int | None = None,
     max_episode_len: int | None = None,
     seed: int | None = None,
+    seed_envs: bool = True,
     episode_seeds: Sequence[int] | None = None,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     observe: Observe | None = None,
@@ -124,7 +124,8 @@ def evaluate(
     generators (torch, numpy, Python) are as before, also after an error.
 
     Args:
-        agent: built for these envs' spaces, on `device`.
+        agent: built for these envs' spaces, on `device`; or one from elsewhere (see `ForeignAgent`), which observes
+            what happens too, in its evaluation mode.
         envs: an `EnvPool`, which is reset first, or anything that `as_recipe` takes.
         num_episodes: how many episodes count. Either this or `num_steps`.
         num_steps: the earliest episodes that finish within so many env steps together count. If not even the first one
@@ -132,6 +133,7 @@ def evaluate(
         max_episode_len: in env steps; an episode that reaches it is cut off.
         seed: of the envs and the random generators; the same seed and number of envs give the same episodes. None: a
             fresh one.
+        seed_envs: False leaves the envs their own random state.
         episode_seeds: the seed of each episode's reset, in the order in which the episodes start.
         on_episode: called with each episode that counts, in order, as soon as it and all earlier ones are over.
         observe: called after each step with what happened and which envs [B] bool start anew, for agents that keep
@@ -142,17 +144,20 @@ def evaluate(
     Raises:
         ConfigurationError: not exactly one of `num_episodes` and `num_steps`, or what the envs cannot do.
     """
-    goal = _Goal.of(num_episodes, num_steps, episode_seeds)
+    goal, agent = _Goal.of(num_episodes, num_steps, episode_seeds), as_agent(agent)
     pool = envs if isinstance(envs, EnvPool) else as_recipe(envs).make()
     device = torch.device(device)
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     try:
         _check_pool(pool, max_episode_len, episode_seeds)
-        with _isolated_randomness(seed, device) as env_seed, _evaluation_mode(agent):
+        with _isolated_randomness(seed, device) as env_seed, agent.evaluation_mode():
+            if isinstance(agent, ForeignAgent):
+                agent.observation_space, agent.action_space = pool.observation_space, pool.action_space
+                observe = agent.observe_evaluation if observe is None else observe
             run = _Run(agent, pool, goal, max_episode_len, episode_seeds, record, device, dtype)
             _call_if_there(pool.env, "clear_statistics")
             returns, lengths = [], []
-            for episode in run.episodes(env_seed, observe):
+            for episode in run.episodes(env_seed if seed_envs else None, observe):
                 returns.append(episode.return_)
                 lengths.append(episode.length)
                 if on_episode is not None:
@@ -222,7 +227,7 @@ class _Run:
         dtype: torch.dtype,
     ) -> None:
         self._pool, self._goal, self._max_len = pool, goal, max_episode_len
-        self._act = Actor(agent, explore=False, device=device, dtype=dtype)
+        self._act = make_actor(agent, pool, explore=False, device=device, dtype=dtype)
         self._episode_seeds = episode_seeds
         self._returns = np.zeros(pool.num_envs, np.float64)
         self._lengths = np.zeros(pool.num_envs, np.int64)
@@ -232,55 +237,49 @@ class _Run:
         self._finished: dict[int, EpisodeResult] = {}
         self._recorder = _Recorder(pool.num_envs) if record else None
 
-    def episodes(self, seed: int, observe: Observe | None) -> Iterator[EpisodeResult]:
+    def episodes(self, seed: int | None, observe: Observe | None) -> Iterator[EpisodeResult]:
         """The episodes that count, in the order of their starts, each as soon as all earlier ones are over."""
-        obs = self._start(seed)
-        over = False
+        everywhere = np.ones(self._pool.num_envs, np.bool_)
+        self._pool.reset(seed if self._episode_seeds is None else self._seeds(everywhere))
+        seeds, over = None, False
         while not over:
+            obs = self._pool.begin_episodes(seeds)
             action, _ = self._act(obs)
             step = self._pool.step(action)
             if self._recorder is not None:
                 self._recorder.add(obs, action, step)
-            obs, ended = self._count(step)
+            ended = self._count(step)
             new: list[EpisodeResult] = []
             if np.count_nonzero(ended):
-                obs = self._finish(obs, step, ended)
+                self._finish(step, ended)
                 new = self._next_in_order()
+                seeds = self._seeds(ended)
             running = int(self._lengths[self._earliest_env])
             over = self._goal.reached(running)
             if over and not self._goal.episodes:
                 new.append(self._result(self._earliest_env, step, ended=False))
             if observe is not None:
-                observe(step, np.ones_like(ended) if over else ended)
+                observe(step, everywhere if over else ended)
             yield from new
 
-    def _start(self, seed: int) -> ObsArray:
-        obs = self._pool.reset(seed)
-        if self._episode_seeds is None:
-            return obs
-        return self._reset_seeded(obs, np.ones(self._pool.num_envs, np.bool_))
-
-    def _count(self, step: Step) -> tuple[ObsArray, NDArray[np.bool_]]:
-        """Add one step up; returns what to act on next, and which episodes [B] ended."""
+    def _count(self, step: Step) -> NDArray[np.bool_]:
+        """Add one step up; returns which episodes [B] ended."""
         self._returns += step.reward
         self._lengths += 1 if step.valid is None else step.valid
-        ended = step.terminated | step.truncated
-        if self._max_len is None:
-            return step.obs, ended
-        cut = (self._lengths >= self._max_len) & ~ended
-        if not cut.any():
-            return step.obs, ended
-        step.truncated[cut] = True
-        return self._pool.reset_envs(cut), ended | cut
+        if self._max_len is not None:
+            cut = (self._lengths >= self._max_len) & ~(step.terminated | step.truncated)
+            if cut.any():
+                step.truncated[cut] = True
+                self._pool.end_episodes(cut)
+        return step.terminated | step.truncated
 
-    def _finish(self, obs: ObsArray, step: Step, ended: NDArray[np.bool_]) -> ObsArray:
+    def _finish(self, step: Step, ended: NDArray[np.bool_]) -> None:
         for env in np.flatnonzero(ended):
             self._finished[int(self._numbers[env])] = self._result(int(env), step, ended=True)
             self._numbers[env] = self._next_number
             self._next_number += 1
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
-        return obs if self._episode_seeds is None else self._reset_seeded(obs, ended)
 
     def _result(self, env: int, step: Step, *, ended: bool) -> EpisodeResult:
         recorded = {} if self._recorder is None else self._recorder.take(env, step.next_obs)
@@ -305,14 +304,13 @@ class _Run:
             self._earliest_env = int(np.flatnonzero(self._numbers == self._earliest)[0])
         return episodes
 
-    def _reset_seeded(self, obs: ObsArray, mask: NDArray[np.bool_]) -> ObsArray:
-        assert self._episode_seeds is not None
-        mask = mask & (self._numbers < len(self._episode_seeds))
-        if not mask.any():
-            return obs
-        pairs = zip(self._numbers.tolist(), mask.tolist(), strict=True)
-        seeds = [self._episode_seeds[number] if starts else None for number, starts in pairs]
-        return self._pool.reset_envs(mask, seeds)
+    def _seeds(self, mask: NDArray[np.bool_]) -> list[int | None] | None:
+        """Of the episodes that start where `mask` [B] is True, for each env; None without `episode_seeds`."""
+        if self._episode_seeds is None:
+            return None
+        known = mask & (self._numbers < len(self._episode_seeds))
+        pairs = zip(self._numbers.tolist(), known.tolist(), strict=True)
+        return [self._episode_seeds[number] if starts else None for number, starts in pairs]
 
 
 class _Recorder:
@@ -371,18 +369,6 @@ def _isolated_randomness(seed: int, device: torch.device) -> Iterator[int]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
-
-
-@contextmanager
-def _evaluation_mode(agent: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in agent.modules()]
-    agent.eval()
-    try:
-        yield
-    finally:
-        agent.train(modes[0][1])
-        for module, training in modes:
-            module.training = training
 
 
 def _call_if_there(env: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ from gymnasium import Space
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rl_lightning.agents import Agent
+from rl_lightning.agents import Agent, ForeignAgent, as_agent
 from rl_lightning.envs.spaces import space_from_dict, space_to_dict
 from rl_lightning.evaluation import EpisodeResult
 from rl_lightning.memory import Memory
@@ -28,19 +28,24 @@ class RLModule(pl.LightningModule):
     Override any of Lightning's hooks in a subclass, as for supervised learning. `self.log` works in all of them.
 
     Args:
-        agent: what acts and learns.
+        agent: what acts and learns; one from elsewhere becomes a `ForeignAgent`.
         memory: what it learns from, and when. None: the agent's own default, `agent.make_memory(num_envs)`.
     """
 
     def __init__(self, agent: Agent, memory: Memory | None = None) -> None:
         super().__init__()
-        if not isinstance(agent, Agent):
-            raise ConfigurationError(
-                f"RLModule(agent=...) needs an rl_lightning Agent such as PPO(); it was given {type(agent).__name__}."
-            )
-        self.agent = agent
+        self.agent = as_agent(agent)
         self.memory = memory
-        self.built = False
+
+    @property
+    def built(self) -> bool:
+        """Whether the agent's networks are made."""
+        return self.agent.built
+
+    @property
+    def given_agent(self) -> Any:
+        """The agent as its user knows it: the foreign one itself, where it is one."""
+        return self.agent.foreign if isinstance(self.agent, ForeignAgent) else self.agent
 
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Make the agent's networks for one env's spaces; the Trainer does it before training.
@@ -48,16 +53,17 @@ class RLModule(pl.LightningModule):
         Raises:
             ConfigurationError: the agent cannot serve these spaces, or was built for others.
         """
-        if not self.built:
-            self.agent.observation_space, self.agent.action_space = observation_space, action_space
-            self.agent.build(observation_space, action_space)
-            self.built = True
-            self.save_hyperparameters({"agent": type(self.agent).__name__} | _loggable(self.agent.init_args))
-        elif (self.agent.observation_space, self.agent.action_space) != (observation_space, action_space):
+        agent = self.agent
+        if not agent.built:
+            agent.observation_space, agent.action_space = observation_space, action_space
+            agent.build(observation_space, action_space)
+            agent.built = True
+        elif (agent.observation_space, agent.action_space) != (observation_space, action_space):
             raise ConfigurationError(
-                f"The agent was built for observation space {self.agent.observation_space} and action space "
-                f"{self.agent.action_space}; this env has {observation_space} and {action_space}."
+                f"The agent was built for observation space {agent.observation_space} and action space "
+                f"{agent.action_space}; this env has {observation_space} and {action_space}."
             )
+        self.save_hyperparameters({"agent": type(agent).__name__} | _loggable(agent.init_args))
 
     def forward(self, obs: ObsTensor) -> Tensor:
         """The best action known for each of B observations: [B, *O] -> [B, *A]."""
@@ -91,16 +97,17 @@ class RLModule(pl.LightningModule):
         return list(self.named_optimizers().values())
 
     def named_optimizers(self) -> dict[str, Optimizer]:
-        """The agent's optimizers by name, made once."""
-        if "_named_optimizers" not in self.__dict__:
+        """The agent's optimizers by name, made once: they stay with it, also in another module."""
+        state = self.agent.__dict__
+        if "_named_optimizers" not in state:
             optimizers = self.agent.configure_optimizers()
-            if not optimizers:
+            if not optimizers and not self.agent.learns_by_itself:
                 raise ConfigurationError(
                     f"{type(self.agent).__name__}.configure_optimizers() returned no optimizer: nothing could be "
                     "learned. Return a dict from name to optimizer, such as {'policy': Adam(self.parameters())}."
                 )
-            self.__dict__["_named_optimizers"] = optimizers
-        return self.__dict__["_named_optimizers"]
+            state["_named_optimizers"] = optimizers
+        return state["_named_optimizers"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the agent anew with no env at hand: plain data only."""

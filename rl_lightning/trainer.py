@@ -13,9 +13,9 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.strategies import Strategy as LightningStrategy
 
 from rl_lightning import _lightning
-from rl_lightning.agents import Agent
+from rl_lightning.agents import Agent, ForeignAgent
 from rl_lightning.callbacks import Evaluation, LinearInterpolation, RLProgressBar
-from rl_lightning.checks import check_callbacks, check_checkpoint_intervals, check_flags
+from rl_lightning.checks import check_callbacks, check_checkpoint_intervals, check_flags, check_foreign_agent
 from rl_lightning.env_module import EnvLike, EnvModule, as_env_module
 from rl_lightning.envs import EnvPool
 from rl_lightning.evaluation import EvaluationResult
@@ -24,6 +24,8 @@ from rl_lightning.module import RLModule
 from rl_lightning.strategies import BatchStrategy, Strategy, SyncStrategy
 from rl_lightning.types import ConfigurationError
 
+_SEED_VARIABLE = "PL_GLOBAL_SEED"
+"""Where `seed_everything` leaves its seed."""
 _ROLES = ("train", "val", "test", "predict", "memory")
 """Each role draws its seeds from a stream of its own; the order is part of what a seed means, so only append."""
 
@@ -37,6 +39,7 @@ class EvaluationPlan:
     num_steps: int | None
     max_episode_len: int | None
     seed: int
+    seed_envs: bool
 
 
 class Trainer(pl.Trainer):
@@ -73,7 +76,8 @@ class Trainer(pl.Trainer):
         **kwargs: every other argument of `pytorch_lightning.Trainer`.
 
     Attributes:
-        seed: what every random stream of the run follows from: `seed_everything`'s seed, or a fresh one.
+        seed: what every random stream of the run follows from: `seed_everything`'s seed, or a fresh one. Without
+            `seed_everything`, an env that was given as an object keeps its own random state.
         memory: what the agent learns from, while fitting.
         last_evaluation: the result of the last evaluation.
 
@@ -116,6 +120,7 @@ class Trainer(pl.Trainer):
         )
         _lightning.install_loops(self)
         self.seed = 0
+        self._is_seeded = False
         self.memory: Memory | None = None
         self.last_evaluation: EvaluationResult | None = None
         self.rl_strategy: Strategy = BatchStrategy()
@@ -132,23 +137,29 @@ class Trainer(pl.Trainer):
         datamodule: EnvModule | None = None,
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
+        step_offset: int | None = None,
     ) -> None:
         """Train.
 
         Args:
-            model: an `RLModule`, or an agent to wrap in one.
+            model: an `RLModule`, or an agent to wrap in one: ours, or one from elsewhere (see `ForeignAgent`).
             env: an `EnvModule`, a gymnasium id, an env, a vector env, or a factory.
             datamodule: the `EnvModule` by Lightning's name for it; give this or `env`.
             ckpt_path: "best", "last", or a checkpoint to go on from. The networks, optimizers, counters and callbacks
                 are restored; a replay memory fills anew, and episodes start anew.
             weights_only: load only tensors and plain data from the checkpoint (the default). False runs code from it.
+            step_offset: the env step that the clock starts from, for an agent whose earlier steps no checkpoint knows
+                of. None: where the clock stands, which is 0 in a fresh Trainer.
         """
         module, data = self._attach(model, env, datamodule)
+        self._set_clock(step_offset, ckpt_path)
         self._check_limits()
         if self._evaluation is not None and self._evaluation.every_n_steps is not None:
             # where stock callbacks look to find out whether to follow the evaluations or the epochs
             self.val_check_interval = self._evaluation.every_n_steps
         check_callbacks(self, module)
+        if isinstance(module.agent, ForeignAgent):
+            check_foreign_agent(self, module.agent)
         recipe = data.recipe("train")
         self._train_pool = recipe.make()
         try:
@@ -232,6 +243,28 @@ class Trainer(pl.Trainer):
         """Whether training evaluates: there is an `Evaluation` callback, and `limit_val_batches` is not 0."""
         return self._evaluation is not None and self.limit_val_batches > 0
 
+    @property
+    def train_env(self) -> Any:
+        """The gymnasium env, or vector env, that training steps; None while not fitting."""
+        return None if self._train_pool is None else self._train_pool.env
+
+    @property
+    def eval_env(self) -> Any:
+        """The gymnasium env, or vector env, of evaluation; None before the first one."""
+        return self._evaluation_pools["val"].env if "val" in self._evaluation_pools else None
+
+    @property
+    def agent_statistics(self) -> dict[str, float]:
+        """The agent's own metrics: the means since the last log entry, or what a foreign agent counts of itself."""
+        agent = self.lightning_module.agent
+        if isinstance(agent, ForeignAgent):
+            return agent.statistics()
+        return {
+            name.removeprefix("train/"): value.item()
+            for name, value in self.callback_metrics.items()
+            if name.startswith("train/") and name not in ("train/return", "train/length")
+        }
+
     # ---- what the loops ask for ----------------------------------------------------------------------------------
 
     @property
@@ -247,6 +280,16 @@ class Trainer(pl.Trainer):
         """Whether to evaluate before the first step."""
         return self._evaluation is not None and self._evaluation.eval_at_start
 
+    @property
+    def eval_at_end(self) -> bool:
+        """Whether to evaluate at the end of training, due or not."""
+        return self._evaluation is None or self._evaluation.eval_at_end
+
+    @property
+    def eval_at_episode_end(self) -> bool:
+        """Whether an evaluation that is due waits for the end of the training episode."""
+        return self._evaluation is not None and self._evaluation.at_episode_end
+
     def evaluation_plan(self, stage: str) -> EvaluationPlan:
         """What to evaluate, and in which envs, for stage "val", "test" or "predict"."""
         settings = self._evaluation or Evaluation()
@@ -254,20 +297,29 @@ class Trainer(pl.Trainer):
             own_env = settings.env if stage == "val" else None
             recipe = self._data.recipe(stage) if own_env is None else as_env_module(own_env).recipe("train")
             self._evaluation_pools[stage] = recipe.make()
+            self._check_evaluation_pool(self._evaluation_pools[stage])
+        pool = self._evaluation_pools[stage]
         limit = getattr(self, f"limit_{stage}_batches")
         num_episodes: int | None = 1 if stage == "predict" else settings.num_episodes
         if isinstance(limit, int):
             num_episodes = limit if stage == "predict" or num_episodes is None else min(limit, num_episodes)
         elif num_episodes is not None:
             num_episodes = int(num_episodes * limit)
-        own_seed = settings.seed is not None and stage == "val"
+        seed = settings.seed if stage == "val" else None
         return EvaluationPlan(
-            pool=self._evaluation_pools[stage],
+            pool=pool,
             num_episodes=num_episodes,
             num_steps=settings.num_steps if num_episodes is None else None,
             max_episode_len=settings.max_episode_len,
-            seed=settings.seed if own_seed else self.draw_seed(stage, self.global_step),  # type: ignore[arg-type]
+            seed=self.draw_seed(stage, self.global_step) if seed is None else seed,
+            seed_envs=seed is not None or self._may_seed(pool),
         )
+
+    def after_evaluation(self) -> None:
+        """Where the evaluation ran in the training env itself, training starts a new episode."""
+        pool = self._evaluation_pools.get("val")
+        if pool is not None and self._train_pool is not None and pool.env is self._train_pool.env:
+            self._train_pool.end_episodes(np.ones(pool.num_envs, np.bool_))
 
     def close_evaluation_pools(self) -> None:
         """Close the envs of evaluation, test and prediction."""
@@ -283,10 +335,12 @@ class Trainer(pl.Trainer):
         # a resumed run must not repeat the episodes and samples that it started with: hence the step in both seeds
         memory.rng = np.random.default_rng(self._seed_sequence("memory", self.global_step))
         check_checkpoint_intervals(self, pool.num_envs, memory)
+        if isinstance(module.agent, ForeignAgent):
+            module.agent.start(self.global_step)
         self.rl_strategy.setup(
             module.agent,
             pool,
-            seed=self.draw_seed("train", self.global_step),
+            seed=self.draw_seed("train", self.global_step) if self._may_seed(pool) else None,
             device=self.strategy.root_device,
             dtype=_lightning.agent_dtype(self),
         )
@@ -300,6 +354,10 @@ class Trainer(pl.Trainer):
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
+    def _may_seed(self, pool: EnvPool) -> bool:
+        """Whether to seed these envs: an env that was given as an object may have been seeded by its owner."""
+        return self._is_seeded or not pool.is_lent
+
     def _seed_sequence(self, role: str, *path: int) -> np.random.SeedSequence:
         # every rank evaluates the same episodes, so that all of them decide alike
         rank = self.global_rank if role in ("train", "memory") else 0
@@ -308,6 +366,28 @@ class Trainer(pl.Trainer):
     @property
     def _evaluation(self) -> Evaluation | None:
         return next((callback for callback in self.callbacks if isinstance(callback, Evaluation)), None)
+
+    def _check_evaluation_pool(self, pool: EnvPool) -> None:
+        """Refuse to evaluate in the training env, except between its episodes."""
+        train = self._train_pool
+        if train is None or pool.env.unwrapped is not train.env.unwrapped:
+            return
+        if pool.num_envs > 1 or not self.eval_at_episode_end or pool.env is not train.env:
+            raise ConfigurationError(
+                f"evaluation would run in the training env itself, {pool.env}, in the middle of training episodes. "
+                "Give evaluation an env of its own: a gymnasium id or a factory instead of the env, or "
+                "Evaluation(env=...). Where there is only one, Evaluation(at_episode_end=True) waits for its episode."
+            )
+
+    def _set_clock(self, step_offset: int | None, ckpt_path: str | Path | None) -> None:
+        if step_offset is None:
+            return
+        if step_offset < 0 or ckpt_path is not None:
+            raise ConfigurationError(
+                f"fit(step_offset={step_offset}, ckpt_path={ckpt_path!r}): the offset counts env steps, from 0 on, and "
+                "a checkpoint brings its own."
+            )
+        self.fit_loop.clock.env_steps = step_offset
 
     def _choose_strategy(self, num_envs: int) -> Strategy:
         if isinstance(self._gathering, Strategy):
@@ -319,17 +399,20 @@ class Trainer(pl.Trainer):
         self, model: RLModule | Agent | None, env: EnvLike | None, datamodule: EnvModule | None
     ) -> tuple[RLModule, EnvModule]:
         """The module and the env module of a run, from whatever the user gave or used last."""
-        self.seed = _run_seed()
-        if isinstance(model, Agent):
-            model = RLModule(model)
-        model = model or self.lightning_module
+        seed = os.environ.get(_SEED_VARIABLE)
+        self._is_seeded = seed is not None
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
+        if model is None:
+            model = self.lightning_module
         if model is None:
             raise ConfigurationError("No agent: give one as the first argument, such as trainer.test(module, env).")
-        if not isinstance(model, RLModule):
+        if isinstance(model, pl.LightningModule) and not isinstance(model, RLModule):
             raise ConfigurationError(
                 f"rl_lightning.Trainer trains an RLModule or an agent; it was given {type(model).__name__}. "
                 "Wrap an agent: RLModule(PPO()). A plain LightningModule needs pytorch_lightning.Trainer."
             )
+        if not isinstance(model, RLModule):
+            model = RLModule(model)
         if env is not None and datamodule is not None:
             raise ConfigurationError("Give the env either as `env` or as `datamodule`, not both.")
         given = env if env is not None else datamodule
@@ -352,7 +435,7 @@ class Trainer(pl.Trainer):
     ) -> dict[str, Any]:
         module, data = self._attach(model, env, datamodule)
         stage = "val"
-        if not module.built:
+        if not module.agent.built:
             pool = self._evaluation_pools[stage] = data.recipe(stage).make()
             module.build(pool.observation_space, pool.action_space)
         return {
@@ -391,12 +474,6 @@ def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[pl.Callback
     if enabled is False or any(isinstance(callback, ProgressBar) for callback in given):
         return given
     return [*given, RLProgressBar()]
-
-
-def _run_seed() -> int:
-    """The seed of `seed_everything`; a fresh one if it was not called."""
-    given = os.environ.get("PL_GLOBAL_SEED")
-    return int(given) if given is not None else int(np.random.SeedSequence().generate_state(1)[0])
 
 
 def _default_true(weights_only: bool | None) -> bool:

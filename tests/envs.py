@@ -9,6 +9,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rl_lightning.envs import EnvPool
+from rl_lightning.envs.pool import Step
+
 LOW_HIGH = spaces.Box(-1000.0, 1000.0, (2,), np.float32)
 
 
@@ -164,3 +167,12 @@ class Noisy(Scripted):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, _, *rest = super().step(action)
         return obs, float(self.np_random.integers(1000)), *rest
+
+
+def go(pool: EnvPool, times: int = 1) -> list[Step]:
+    """Step as everybody should: begin what is to begin, then take action 0 everywhere."""
+    steps = []
+    for _ in range(times):
+        pool.begin_episodes()
+        steps.append(pool.step(np.zeros(pool.num_envs, int)))
+    return steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
 from rl_lightning._lightning.hooks import Hooks
+from rl_lightning.agents import ForeignAgent
 from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
 from rl_lightning.types import Batch, Transition
@@ -65,6 +67,8 @@ class RLFitLoop(_FitLoop):
     until max_steps, max_epochs, max_time or should_stop:
         on_train_epoch_start
         until steps_per_epoch env steps have been taken:
+            new episodes, where the last ones are over
+            on_env_step_start
             transition = strategy.advance()
             memory.add(transition)
             on_env_step(transition)
@@ -72,6 +76,8 @@ class RLFitLoop(_FitLoop):
                 on_train_batch_start
                 training_step
                 on_train_batch_end
+            on_env_step_end(transition)
+            log entry, on_tick, evaluation, if due
         evaluation, if due
         on_train_epoch_end
     on_train_end
@@ -117,7 +123,9 @@ class RLFitLoop(_FitLoop):
         trainer = self.trainer
         self.strategy, self.memory = trainer.setup_gathering()
         hooks = Hooks(trainer)
+        self._on_env_step_start = hooks.bind("on_env_step_start")
         self._on_env_step = hooks.bind("on_env_step")
+        self._on_env_step_end = hooks.bind("on_env_step_end")
         self._on_batch_start = hooks.bind("on_train_batch_start")
         self._on_batch_end = hooks.bind("on_train_batch_end")
         self._on_tick = hooks.bind("on_tick")
@@ -134,7 +142,7 @@ class RLFitLoop(_FitLoop):
         trainer._last_val_time = time.monotonic()
         step = self.clock.env_steps
         self._next_log = self._next_batch_log = next_multiple(step, trainer.log_every_n_steps)
-        self._eval_interval = trainer.evaluation_interval
+        self._eval_interval, self._at_episode_end = trainer.evaluation_interval, trainer.eval_at_episode_end
         self._next_eval = next_multiple(step, self._eval_interval)
         self._last_eval = -1
         self._next_tick = step
@@ -192,8 +200,12 @@ class RLFitLoop(_FitLoop):
         end = self._epoch_end()
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
         advance, add, batches, on_env_step = strategy.advance, memory.add, memory.batches, self._on_env_step
+        on_env_step_start, on_env_step_end = self._on_env_step_start, self._on_env_step_end
         try:
             while clock.env_steps < end:
+                if on_env_step_start is not None:
+                    strategy.begin_episodes()
+                    on_env_step_start()
                 transition: Transition = advance()
                 clock.env_steps += strategy.num_steps * self._world_size
                 add(transition)
@@ -202,8 +214,11 @@ class RLFitLoop(_FitLoop):
                     on_env_step(transition)
                 for batch in batches():
                     self._learn(batch)
+                if on_env_step_end is not None:
+                    clock.num_episodes = strategy.episodes.num_finished
+                    on_env_step_end(transition)
                 if clock.env_steps >= self._next_event:
-                    self._on_event()
+                    self._on_event(transition)
                 if trainer.should_stop and self._can_stop_early:
                     break
                 if signals.received_sigterm:
@@ -256,14 +271,14 @@ class RLFitLoop(_FitLoop):
 
     # ---- what happens now and then -------------------------------------------------------------------------------
 
-    def _on_event(self) -> None:
+    def _on_event(self, transition: Transition) -> None:
         step = self.clock.env_steps
         self.clock.num_episodes = self.strategy.episodes.num_finished
         if step >= self._next_log:
             self._log()
         if step >= self._next_tick:
             self._tick()
-        if step >= self._next_eval or self._evaluation_time_is_up():
+        if not self._at_episode_end or transition.terminated.any() or transition.truncated.any():
             self._evaluate_if_due(epoch_end=False)
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
 
@@ -296,6 +311,9 @@ class RLFitLoop(_FitLoop):
 
     def _training_metrics(self, means: dict[str, float]) -> dict[str, Any]:
         """What is logged of training: the agent's own metrics, and the episodes since the last log entry."""
+        agent = self.trainer.lightning_module.agent
+        if isinstance(agent, ForeignAgent):
+            means = {name: value for name, value in agent.statistics().items() if isinstance(value, Real)}
         metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
         episodes = self.strategy.episodes
         if episodes.num_finished > self._num_finished:
@@ -316,8 +334,11 @@ class RLFitLoop(_FitLoop):
             every = trainer.check_val_every_n_epoch or 1
             due = due or (trainer.current_epoch + 1) % every == 0
         if epoch_end and self._run_ends_here():
-            due = True
-        self._next_eval = next_multiple(step, self._eval_interval)
+            due = due or trainer.eval_at_end
+        elif epoch_end and self._at_episode_end:
+            due = False  # it waits for the episode's end
+        if due:
+            self._next_eval = next_multiple(step, self._eval_interval)
         if due or epoch_end:
             # for callbacks that monitor training, and look now
             trainer._logger_connector.publish(self._training_metrics(self._means.values()), prog_bar=("train/return",))
@@ -343,6 +364,7 @@ class RLFitLoop(_FitLoop):
         trainer.validating = True
         self.epoch_loop.val_loop.run()
         trainer.training = True
+        trainer.after_evaluation()
         trainer._logger_connector._first_loop_iter = first_loop_iter
         torch.set_grad_enabled(True)
         if trainer.lr_scheduler_configs:

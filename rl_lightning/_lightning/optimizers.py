@@ -1,4 +1,4 @@
-"""Several optimizers at once, which Lightning's own loop could not tell apart, and refuses."""
+"""Several optimizers at once, which Lightning's own loop could not tell apart and refuses; or none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.core import optimizer as lightning_optimizer
 from pytorch_lightning.strategies import Strategy
+
+from rl_lightning.module import RLModule
 
 
 def allow_several_optimizers(strategy: Strategy) -> None:
@@ -20,6 +22,10 @@ def allow_several_optimizers(strategy: Strategy) -> None:
 
 
 def _setup_optimizers(strategy: Strategy, trainer: pl.Trainer) -> None:
+    module = trainer.lightning_module
+    if isinstance(module, RLModule) and not module.named_optimizers():  # the agent has its own; Lightning would warn
+        strategy.optimizers, strategy.lr_scheduler_configs = [], []
+        return
     check = lightning_optimizer._validate_multiple_optimizers_support
     lightning_optimizer._validate_multiple_optimizers_support = _accept
     try:

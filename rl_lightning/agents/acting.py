@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.foreign import ForeignAgent
+from rl_lightning.envs.pool import EnvPool
 from rl_lightning.types import Array, ObsArray, ObsTensor
+
+Act: TypeAlias = Callable[[ObsArray], tuple[Array, dict[str, Array]]]
+"""Observations [B, *O] -> actions [B, *A] and the agent's extras, each [B, ...], all on the host."""
+
+
+def make_actor(agent: Agent, pool: EnvPool, *, explore: bool, device: torch.device, dtype: torch.dtype) -> Act:
+    """Let `agent` act in the envs of `pool`. The arguments are those of `Actor`.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if isinstance(agent, ForeignAgent):
+        agent.check_pool(pool)
+        return agent.act_on_host
+    return Actor(agent, explore=explore, device=device, dtype=dtype)
 
 
 class Actor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +40,12 @@ class Agent(nn.Module, ABC):
     max_grad_norm: float | None = None
     """The caller of `update` clips the gradient norm of each optimizer's parameters to this before it steps; None: no
     limit. `Trainer(gradient_clip_val=...)` overrides it."""
+
+    learns_by_itself: ClassVar[bool] = False
+    """Whether it learns where it is told what happened, with optimizers of its own, and `update` is never called."""
+
+    built: bool = False
+    """Whether `build` has been called."""
 
     init_args: dict[str, Any]
     observation_space: Space[Any]
@@ -100,6 +108,17 @@ class Agent(nn.Module, ABC):
         The Trainer adds a `LinearInterpolation` for each, unless the user gave one for the same name.
         """
         return {}
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """A context to be evaluated in; every module's training flag is afterwards as it was, also after an error."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def add_tunable(self, name: str, value: float) -> None:
         """Register a number that callbacks may change while training runs, in every process that shares the agent."""

@@ -76,6 +76,13 @@ class BestAgent(Checkpoint):
         before = self.best_model_path, self.best_model_score
         path = Path(self.best_model_path) if self.best_model_path else self._fresh_path(trainer)
         self.best_model_path, self.best_model_score = str(path), score.detach().double().cpu()
+        try:
+            self._save(trainer, path)
+        except BaseException:
+            self.best_model_path, self.best_model_score = before
+            raise
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
         temporary = path.with_suffix(".tmp")
         try:
             trainer.save_checkpoint(temporary, weights_only=False)
@@ -84,7 +91,6 @@ class BestAgent(Checkpoint):
                     os.fsync(file.fileno())  # or the new name could outlive a power cut, and the data not
                 os.replace(temporary, path)
         except BaseException:
-            self.best_model_path, self.best_model_score = before
             temporary.unlink(missing_ok=True)
             raise
 

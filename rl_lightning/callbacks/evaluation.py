@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from rl_lightning.env_module import EnvLike
 from rl_lightning.types import ConfigurationError
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
 
 _SCORES = ("mean", "median", "stdev", "max", "min")
+_CHARTS = {
+    "Aggregate Charts": {
+        "mean w/ min-max": ["Margin", ["eval/mean", "eval/min", "eval/max"]],
+        "mean +/- std": ["Margin", ["eval/mean", "extras/meanplusstdev", "extras/meanminusstdev"]],
+    }
+}
+"""TensorBoard's custom scalars."""
 
 
 class Evaluation(pl.Callback):
@@ -22,7 +31,9 @@ class Evaluation(pl.Callback):
 
     It runs at the end of every epoch, or every `every_n_steps` env steps, and gives `eval/mean`, `eval/median`,
     `eval/stdev`, `eval/max`, `eval/min` and `eval/length_mean` to loggers and callbacks. Each evaluation adds a row to
-    `scores.txt` (tab-separated) in the run's log directory. `Trainer.validate` and `Trainer.test` use its settings too.
+    `scores.txt` (tab-separated) in the run's log directory, with the statistics that agent and env keep; loggers get
+    those as `agent/<name>` and `env/<name>`, and TensorBoard draws two charts: the mean within min and max, and within
+    one standard deviation. `Trainer.validate` and `Trainer.test` use its settings too.
 
     Args:
         num_episodes: episodes an evaluation. Vectorised evaluation counts the episodes that start first, not those that
@@ -31,8 +42,13 @@ class Evaluation(pl.Callback):
         every_n_steps: env steps of training between two evaluations. None: at the end of every epoch.
         max_episode_len: episodes are cut after so many env steps. None: as the env says.
         eval_at_start: also evaluate before the first step.
+        eval_at_end: also evaluate after the last step, due or not.
+        at_episode_end: an evaluation that is due waits for the end of the training episode. With one env, it may then
+            run in the training env itself. Needs `every_n_steps`.
         seed: start every evaluation from the same episodes. None: each one draws fresh starts from the run's seed.
         env: envs to evaluate in. None: those of the `EnvModule`.
+    Attributes:
+        history: one dict an evaluation: the agent's own statistics, and `eval_score`, the mean return.
     Raises:
         ConfigurationError: not exactly one of `num_episodes` and `num_steps`, or a number below 1.
     """
@@ -45,6 +61,8 @@ class Evaluation(pl.Callback):
         every_n_steps: int | None = None,
         max_episode_len: int | None = None,
         eval_at_start: bool = False,
+        eval_at_end: bool = True,
+        at_episode_end: bool = False,
         seed: int | None = None,
         env: EnvLike | None = None,
     ) -> None:
@@ -61,13 +79,20 @@ class Evaluation(pl.Callback):
         }.items():
             if value is not None and value < 1:
                 raise ConfigurationError(f"Evaluation({name}={value}) must be at least 1.")
+        if at_episode_end and every_n_steps is None:
+            raise ConfigurationError(
+                "Evaluation(at_episode_end=True) needs every_n_steps: the env steps after which it is due."
+            )
         self.num_episodes = num_episodes
         self.num_steps = num_steps
         self.every_n_steps = every_n_steps
         self.max_episode_len = max_episode_len
         self.eval_at_start = eval_at_start
+        self.eval_at_end = eval_at_end
+        self.at_episode_end = at_episode_end
         self.seed = seed
         self.env = env
+        self.history: list[dict[str, Any]] = []
         self._scores: ScoreFile | None = None
         self._elapsed_before = 0.0
         self._started = time.monotonic()
@@ -75,29 +100,45 @@ class Evaluation(pl.Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
         self._started = time.monotonic()
-        directory = trainer.log_dir
-        if trainer.is_global_zero and directory is not None and not trainer.fast_dev_run:
+        if trainer.global_step == 0:
+            self.history = []
+        directory = trainer.log_dir  # of all ranks: it is sent from the first
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if directory is not None:
             self._scores = ScoreFile(Path(directory) / "scores.txt", up_to_step=trainer.global_step)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(_CHARTS)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         result = trainer.last_evaluation
         assert result is not None
-        statistics = result.statistics()
-        self._last = {"step": trainer.global_step, "seed": result.seed, "mean": statistics["mean"]}
+        scores, agent = result.statistics(), trainer.agent_statistics
+        self._last = {"step": trainer.global_step, "seed": result.seed, "mean": scores["mean"]}
+        self.history.append({**agent, "eval_score": scores["mean"]})
         if self._scores is not None:
             row = {"steps": trainer.global_step, "episodes": trainer.num_episodes, "elapsed": self._elapsed()}
-            self._scores.write(row | {name: statistics[name] for name in _SCORES})
+            self._scores.write({**row, **{name: scores[name] for name in _SCORES}, **agent, **result.env_statistics})
+        extras = {f"agent/{name}": value for name, value in agent.items()}
+        extras |= {f"env/{name}": value for name, value in result.env_statistics.items()}
+        extras["extras/meanplusstdev"] = scores["mean"] + scores["stdev"]
+        extras["extras/meanminusstdev"] = scores["mean"] - scores["stdev"]
+        for logger in trainer.loggers:
+            numbers = {name: float(value) for name, value in extras.items() if isinstance(value, Real)}
+            logger.log_metrics(numbers, step=trainer.global_step)
 
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self._elapsed(), "last": dict(self._last)}
+        return {"elapsed": self._elapsed(), "last": dict(self._last), "history": [_plain(row) for row in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._elapsed_before, self._last = state_dict["elapsed"], dict(state_dict["last"])
+        self.history = list(state_dict["history"])
 
 
 class ScoreFile:
@@ -111,24 +152,41 @@ class ScoreFile:
     def __init__(self, path: Path, *, up_to_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        if not path.exists():
-            return
-        if up_to_step == 0:
+        if path.exists() and up_to_step == 0:
             path.rename(_free_name(path))
-            return
-        header, *rows = path.read_text().splitlines()
-        kept = [row for row in rows if int(row.split("\t")[0]) <= up_to_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("\n".join([header, *kept]) + "\n")
-        temporary.replace(path)
+        rows = read_scores(path)
+        self._columns = list(rows[0]) if rows else []
+        self._rewrite([row for row in rows if int(row["steps"]) <= up_to_step])
 
-    def write(self, row: dict[str, float]) -> None:
-        """Append one row; the first one decides the columns."""
-        new = not self._path.exists()
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row. Columns that were not there before are nan in the rows before."""
+        fresh = [name for name in row if name not in self._columns]
+        if fresh:
+            self._columns += fresh
+            self._rewrite(read_scores(self._path))
         with self._path.open("a") as file:
-            if new:
-                file.write("\t".join(row) + "\n")
-            file.write("\t".join(str(value) for value in row.values()) + "\n")
+            file.write(self._line(row))
+            file.flush()
+
+    def _line(self, row: dict[str, Any]) -> str:
+        return "\t".join(str(row.get(name, "nan")) for name in self._columns) + "\n"
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        if not self._columns:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        header = "\t".join(self._columns) + "\n"
+        temporary.write_text("".join([header, *map(self._line, rows)]))
+        temporary.replace(self._path)
+
+
+def read_scores(path: Path) -> list[dict[str, str]]:
+    """The rows of a `scores.txt`, as text by column; none if there is no such file."""
+    if not path.exists():
+        return []
+    header, *rows = [line.split("\t") for line in path.read_text().splitlines()] or [[]]
+    # the last line of a run that was killed may be cut off
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
 
 
 def _free_name(path: Path) -> Path:
@@ -136,3 +194,7 @@ def _free_name(path: Path) -> Path:
     while (candidate := path.with_name(f"{path.stem}-v{number}{path.suffix}")).exists():
         number += 1
     return candidate
+
+
+def _plain(row: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, Real)}

@@ -30,59 +30,80 @@ class Step(NamedTuple):
     """What B envs gave back for one action each.
 
     Attributes:
-        obs: [B, *O] to act on next: an env whose episode ended has its new episode's first observation here (with
-            NEXT_STEP autoreset one step later).
+        next_obs: [B, *O] what followed; at an episode's end its last observation.
         reward: [B] float32, as the env gave it.
         terminated: [B] bool, the env ended the episode.
         truncated: [B] bool, the episode was cut off.
-        next_obs: [B, *O] the true successor, at an episode's end its last observation. The same object as `obs`
-            wherever the two do not differ.
-        valid: [B] bool, False where an env only reset itself (NEXT_STEP autoreset): reward 0, no flags, nothing to
-            learn. None where all are valid.
+        valid: [B] bool, False where an env only reset itself (see `EnvPool.spends_steps_on_resets`): reward 0, no
+            flags, nothing to learn. None where all are valid.
         infos: the env's own info (one env: its dict; a vector env: gymnasium's dict of arrays).
     """
 
-    obs: ObsArray
+    next_obs: ObsArray
     reward: NDArray[np.float32]
     terminated: Mask
     truncated: Mask
-    next_obs: ObsArray
     valid: Mask | None
     infos: dict[str, Any]
 
 
 class EnvPool(ABC):
-    """B envs that are stepped together and start their next episodes by themselves.
+    """B envs that are stepped together. The loop that it lives in::
 
-    Every array that a pool returns belongs to the caller: no later step writes into it. Observations have the space's
-    dtype (float64 becomes float32); Dict and Tuple spaces give {path: array}, see `leaf_spaces`. An exception that an
-    env raises comes through unchanged.
+        pool.reset(seed)
+        while True:
+            obs = pool.begin_episodes()
+            step = pool.step(act(obs))
+
+    An episode that is over stays over until `begin_episodes`, so that its end can be looked at, or another one be run
+    in between. Every array that a pool returns belongs to the caller: no later step writes into it. Observations have
+    the space's dtype (float64 becomes float32); Dict and Tuple spaces give {path: array}, see `leaf_spaces`. An
+    exception that an env raises comes through unchanged.
 
     Attributes:
         num_envs: B.
         observation_space: of one env.
         action_space: of one env. `step` takes integers that count from 0, whatever the space's own start.
         env: the gymnasium env or vector env inside.
+        is_vector: whether that is a vector env.
+        is_lent: whether it belongs to the user, and `close` leaves it open.
         num_steps: how often `step` ran; errors name it.
-        can_reset_some: whether `reset_envs` can reset some of the envs and leave the others alone.
-        can_seed_each: whether `reset_envs` takes seeds.
+        can_reset_some: whether some of the envs can be reset and the others left alone.
+        can_seed_each: whether `begin_episodes` takes seeds.
+        spends_steps_on_resets: whether an env whose episode is over spends the next step on resetting itself, which is
+            then not `valid`: a vector env with NEXT_STEP autoreset that cannot be told to reset.
     """
 
     num_envs: int
     observation_space: Space[Any]
     action_space: Space[Any]
     env: Any
+    is_vector: bool
+    is_lent: bool
     num_steps: int = 0
     can_reset_some: bool = True
     can_seed_each: bool = True
+    spends_steps_on_resets: bool = False
+    _closed: bool = False
 
     @abstractmethod
-    def reset(self, seed: int | None = None) -> ObsArray:
-        """Start a new episode in every env; env i is seeded with `seed + i`. Returns [B, *O].
+    def reset(self, seed: int | Seeds | None = None) -> ObsArray:
+        """Start a new episode in every env; env i is seeded with `seed + i`, or `seed[i]`. Returns [B, *O].
 
         Raises:
             EnvError: the observation does not fit the space, or the env speaks the old gym API.
             NonFiniteError: a NaN or an infinity in the observation.
+            ConfigurationError: the vector env takes no seed for each env, and was given several.
+        """
+
+    @abstractmethod
+    def begin_episodes(self, seeds: Seeds | None = None) -> ObsArray:
+        """Start a new episode where the last one is over, env i with `seeds[i]` if given and not None.
+
+        Returns:
+            [B, *O] to act on next.
+        Raises:
+            as `reset`.
         """
 
     @abstractmethod
@@ -95,13 +116,11 @@ class EnvPool(ABC):
         """
 
     @abstractmethod
-    def reset_envs(self, mask: Mask, seeds: Seeds | None = None) -> ObsArray:
-        """Start a new episode where `mask` [B] is True, env i with `seeds[i]` if given.
+    def end_episodes(self, mask: Mask) -> None:
+        """Take the episodes where `mask` [B] is True for over, whatever the env says.
 
-        Returns:
-            [B, *O] to act on next: first observations where `mask` is True, the current ones elsewhere.
         Raises:
-            ConfigurationError: the vector env can only be reset as a whole, or takes no seed for each env.
+            ConfigurationError: the vector env can only be reset as a whole.
         """
 
     def close(self) -> None:
@@ -109,7 +128,9 @@ class EnvPool(ABC):
 
 
 class SinglePool(EnvPool):
-    """One gymnasium env, reset at once when its episode ends."""
+    """One gymnasium env."""
+
+    is_vector = False
 
     def __init__(self, env: gym.Env[Any, Any], *, max_episode_len: int | None = None, owns_env: bool = True) -> None:
         """
@@ -121,18 +142,25 @@ class SinglePool(EnvPool):
             ConfigurationError: not a gymnasium env, or a space that cannot be served.
         """
         check_is_env(env)
-        self.env, self.num_envs, self._owns_env = env, 1, owns_env
+        self.env, self.num_envs, self.is_lent = env, 1, not owns_env
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self._reader = ObsReader(env.observation_space, 1)
         self._read, self._all_finite = self._reader.one, self._reader.all_finite
         self._to_action = ActionReader(env.action_space, 1).one
         self._max_len = max_episode_len or 0
         self._len = 0
-        self._obs: ObsArray | None = None
+        self._obs: ObsArray
+        self._over = True
 
-    def reset(self, seed: int | None = None) -> ObsArray:
-        self._obs = self._first_obs(seed)
-        return self._obs
+    def reset(self, seed: int | Seeds | None = None) -> ObsArray:
+        obs = self._read(first_result(self.env, seed if seed is None or isinstance(seed, int) else seed[0])[0])
+        if not self._all_finite(obs):
+            raise self._reader.non_finite(obs, self.num_steps)
+        self._obs, self._len, self._over = obs, 0, False
+        return obs
+
+    def begin_episodes(self, seeds: Seeds | None = None) -> ObsArray:
+        return self.reset(seeds) if self._over else self._obs
 
     def step(self, action: Array) -> Step:
         result = self.env.step(self._to_action(action))
@@ -142,7 +170,7 @@ class SinglePool(EnvPool):
             raise bad_step(result) from None
         self.num_steps += 1
         self._len += 1
-        obs = next_obs = self._read(raw_obs)
+        obs = self._obs = self._read(raw_obs)
         if not self._all_finite(obs):
             raise self._reader.non_finite(obs, self.num_steps)
         reward, terminated, truncated = _zero(), _no(), _no()
@@ -156,31 +184,18 @@ class SinglePool(EnvPool):
                 f"reward {raw_reward!r} is not a number: `step` must return one as its second value."
             ) from None
         if is_terminated:
-            terminated[0] = True
+            terminated[0] = self._over = True
         if is_truncated or self._len == self._max_len or (info and info.get("needs_reset")):
-            truncated[0] = not is_terminated or is_truncated
-            is_truncated = True
-        if is_terminated or is_truncated:
-            obs = self._first_obs(None)
-        self._obs = obs
-        return _new_tuple(Step, (obs, reward, terminated, truncated, next_obs, None, info))
+            truncated[0] = self._over = True
+        return _new_tuple(Step, (obs, reward, terminated, truncated, None, info))
 
-    def reset_envs(self, mask: Mask, seeds: Seeds | None = None) -> ObsArray:
-        if mask[0] or self._obs is None:
-            return self.reset(seeds[0] if seeds else None)
-        return copy_obs(self._obs)
+    def end_episodes(self, mask: Mask) -> None:
+        self._over = self._over or bool(mask[0])
 
     def close(self) -> None:
-        if self._owns_env:
-            self._owns_env = False
+        if not (self.is_lent or self._closed):
+            self._closed = True
             self.env.close()
-
-    def _first_obs(self, seed: int | None) -> ObsArray:
-        obs = self._read(first_result(self.env, seed)[0])
-        if not self._all_finite(obs):
-            raise self._reader.non_finite(obs, self.num_steps)
-        self._len = 0
-        return obs
 
 
 def copy_obs(obs: ObsArray) -> ObsArray:

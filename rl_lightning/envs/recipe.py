@@ -89,7 +89,7 @@ class EnvRecipe:
         parts: list[Callable[[], gym.Env[Any, Any]]] = [lambda: EpisodeEnds(first, self.max_episode_len)]
         parts += [functools.partial(_make_vector_part, self)] * (self.num_envs - 1)
         # The pool makes its own copies, so a second one here would be wasted.
-        return VectorPool(SyncVectorEnv(parts, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
+        return VectorPool(SyncVectorEnv(parts, copy=False, autoreset_mode=AutoresetMode.DISABLED))
 
     def replace(self, **changes: Any) -> EnvRecipe:
         """The same recipe with some attributes changed."""

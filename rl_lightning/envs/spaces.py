@@ -63,6 +63,22 @@ def _flatten_into(flat: dict[str, Array], space: Space[Any], obs: Any, path: str
         flat[path] = obs
 
 
+def nest_obs(space: Space[Any], obs_batch: ObsArray, env: int, path: str = "") -> Any:
+    """One env's observation out of a flat batch, nested as its space: what `flatten_obs` laid flat.
+
+    Args:
+        space: the space of one env, or of the part of it at `path`.
+        obs_batch: [B, *O], or {path: [B, ...]} for a Dict or a Tuple.
+        env: which of the B.
+        path: of the part, as in `leaf_spaces`.
+    """
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return (obs_batch[path] if isinstance(obs_batch, dict) else obs_batch)[env]
+    prefix = f"{path}." if path else ""
+    parts = {key: nest_obs(child, obs_batch, env, f"{prefix}{key}") for key, child in _children(space)}
+    return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
+
+
 def _children(space: spaces.Dict | spaces.Tuple[Any]) -> Iterator[tuple[str, Space[Any]]]:
     if isinstance(space, spaces.Dict):
         return ((str(key), child) for key, child in space.spaces.items())

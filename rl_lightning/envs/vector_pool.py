@@ -15,9 +15,13 @@ from rl_lightning.types import Array, ConfigurationError, EnvError, ObsArray
 
 
 class VectorPool(EnvPool):
-    """A gymnasium vector env, in any of the three autoreset modes."""
+    """A gymnasium vector env, in any of the three autoreset modes.
+
+    Gymnasium's own ones with NEXT_STEP, its default, are told to reset before they would spend a step on it.
+    """
 
     env: VectorEnv[Any, Any, Any]
+    is_vector = True
 
     def __init__(
         self, env: VectorEnv[Any, Any, Any], *, max_episode_len: int | None = None, owns_env: bool = True
@@ -25,39 +29,60 @@ class VectorPool(EnvPool):
         """
         Args:
             env: the vector env; its `metadata["autoreset_mode"]` says how it starts its next episodes.
-            max_episode_len: in env steps; an episode that reaches it is cut off. Only where autoreset is DISABLED: the
-                other modes leave no way to end an episode from outside.
+            max_episode_len: in env steps; an episode that reaches it is cut off. Only where some of the envs can be
+                reset: gymnasium's own vector envs, and others whose autoreset is DISABLED.
             owns_env: whether `close` closes the vector env.
         Raises:
-            ConfigurationError: not a vector env, a space that cannot be served, or `max_episode_len` with autoreset.
+            ConfigurationError: not a vector env, a space that cannot be served, or `max_episode_len` where no episode
+                can be ended from outside.
             EnvError: the vector env does not say its autoreset mode.
         """
         check_is_env(env)
-        self.env, self.num_envs, self._owns_env = env, env.num_envs, owns_env
+        self.env, self.num_envs, self.is_lent = env, env.num_envs, not owns_env
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._mode = autoreset_mode(env)
-        if max_episode_len and self._mode != AutoresetMode.DISABLED:
+        self.can_seed_each = _can_be_told_to_reset(env.unwrapped, self._mode)
+        self.can_reset_some = self.can_seed_each or self._mode == AutoresetMode.DISABLED
+        if max_episode_len and not self.can_reset_some:
             raise ConfigurationError(
                 f"max_episode_len={max_episode_len}: a vector env with autoreset {self._mode.name} ends its episodes "
                 "itself. Wrap each env in gymnasium.wrappers.TimeLimit before making the vector env, or give an id or "
                 "a factory of one env instead."
             )
-        is_gymnasiums = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-        self.can_reset_some = is_gymnasiums or self._mode == AutoresetMode.DISABLED
-        self.can_seed_each = is_gymnasiums
+        # a vector wrapper that counts or averages observations would see those of a reset twice: left to itself
+        next_step = self._mode == AutoresetMode.NEXT_STEP
+        self.spends_steps_on_resets = next_step and not _can_be_told_to_reset(env, self._mode)
         owned = isinstance(env, SyncVectorEnv | AsyncVectorEnv) and env.copy
         self._reader = ObsReader(self.observation_space, self.num_envs, owned=owned)
         self._to_action = ActionReader(self.action_space, self.num_envs).batch
         self._max_len = max_episode_len or 0
         self._lengths = np.zeros(self.num_envs, np.int64)
-        self._resetting: Mask | None = None
-        self._obs: ObsArray | None = None
+        self._obs: ObsArray
+        self._over: Mask | None = np.ones(self.num_envs, np.bool_)  # those that wait for `begin_episodes`
+        self._reset_by_itself: Mask | None = None  # those of them that the vector env has reset, or is about to
 
-    def reset(self, seed: int | None = None) -> ObsArray:
-        self._resetting = None
+    def reset(self, seed: int | Seeds | None = None) -> ObsArray:
+        if not isinstance(seed, int | None):
+            self._check_seeds()
+            seed = list(seed)
+        self._obs = self._read(check_reset(self.env.reset(seed=seed))[0])  # type: ignore[arg-type]
+        self._over = self._reset_by_itself = None
         self._lengths[:] = 0
-        self._obs = self._read(check_reset(self.env.reset(seed=seed))[0])
         return self._obs
+
+    def begin_episodes(self, seeds: Seeds | None = None) -> ObsArray:
+        if self._over is None:
+            return self._obs
+        over, self._over = self._over, None
+        if seeds is not None:
+            self._check_seeds()
+        elif self._reset_by_itself is not None:
+            over = over & ~self._reset_by_itself
+        if not over.any():
+            return self._obs
+        if over.all():
+            return self.reset(seeds)
+        return self._reset_some(over, seeds)
 
     def step(self, action: Array) -> Step:
         result = self.env.step(self._to_action(action))
@@ -66,64 +91,55 @@ class VectorPool(EnvPool):
         except (TypeError, ValueError):
             raise bad_step(result) from None
         self.num_steps += 1
-        obs = next_obs = self._read(raw_obs)
+        obs = self._obs = self._read(raw_obs)
         reward = np.array(raw_reward, np.float32)
         terminated, truncated = np.array(raw_terminated, np.bool_), np.array(raw_truncated, np.bool_)
         valid = None
-        if self._resetting is not None:
-            reward[self._resetting] = 0.0
-            valid = ~self._resetting
-            terminated &= valid
-            truncated &= valid
-            self._resetting = None
-        if self._max_len:
-            self._lengths += 1
-            truncated |= (self._lengths >= self._max_len) & ~terminated
+        if self._reset_by_itself is not None:
+            if self.spends_steps_on_resets:
+                valid = ~self._reset_by_itself
+                reward[self._reset_by_itself] = 0.0
+                terminated &= valid
+                truncated &= valid
+            self._reset_by_itself = None
         self._check_reward(reward)
         ended = terminated | truncated
+        if self._mode != AutoresetMode.DISABLED and np.count_nonzero(ended):
+            obs = self._after_end(obs, ended, infos)
+        if self._max_len:
+            self._lengths += 1 if valid is None else valid
+            truncated |= self._lengths >= self._max_len
+            ended = terminated | truncated
+            self._lengths[ended] = 0
         if np.count_nonzero(ended):
-            obs, next_obs = self._after_end(obs, ended, infos)
-        self._obs = obs
-        return Step(obs, reward, terminated, truncated, next_obs, valid, infos)
+            self._over = ended
+        return Step(obs, reward, terminated, truncated, valid, infos)
 
-    def reset_envs(self, mask: Mask, seeds: Seeds | None = None) -> ObsArray:
-        if seeds is not None and not self.can_seed_each:
-            raise ConfigurationError(
-                f"{self.env} takes no seeds for single envs: use SyncVectorEnv, an id or a factory."
-            )
-        if self._obs is None:
-            mask = np.ones(self.num_envs, np.bool_)
-        if seeds is None and mask.all():
-            return self.reset()
-        if self._obs is not None and not mask.any():
-            return copy_obs(self._obs)
-        if not self.can_reset_some:
+    def end_episodes(self, mask: Mask) -> None:
+        over = mask if self._over is None else self._over | mask
+        if not (self.can_reset_some or over.all()):
             raise ConfigurationError(
                 f"{self.env} cannot reset some of its envs: gymnasium's vector envs can, and others with "
                 'metadata["autoreset_mode"] DISABLED and reset(options={"reset_mask": mask}).'
             )
-        self._obs = self._reset_some(self._obs, mask, seeds)
-        if self._resetting is not None:
-            self._resetting = self._resetting & ~mask
-        return self._obs
+        self._over = over if over.any() else None
 
     def close(self) -> None:
-        if self._owns_env:
-            self._owns_env = False
+        if not (self.is_lent or self._closed):
+            self._closed = True
             self.env.close()
 
-    def _after_end(self, obs: ObsArray, ended: Mask, infos: dict[str, Any]) -> tuple[ObsArray, ObsArray]:
-        """What to act on next, and what truly followed, when some episode ended."""
+    def _after_end(self, obs: ObsArray, ended: Mask, infos: dict[str, Any]) -> ObsArray:
+        """What truly followed, when the vector env has ended some episode that it resets by itself."""
         if self._mode == AutoresetMode.SAME_STEP:
-            last = copy_obs(obs)
+            self._reset_by_itself = ended
+            obs = copy_obs(obs)
             for index in np.flatnonzero(ended):
-                _assign(last, index, self._reader.one(self._final_obs(infos, int(index))), 0)
-            self._check_obs(last)
-            return obs, last
-        if self._mode == AutoresetMode.NEXT_STEP:
-            self._resetting = ended
-            return obs, obs
-        return self._reset_some(obs, ended, None), obs
+                _assign(obs, index, self._reader.one(self._final_obs(infos, int(index))), 0)
+            self._check_obs(obs)
+        elif self.spends_steps_on_resets:
+            self._reset_by_itself = ended
+        return obs
 
     def _final_obs(self, infos: dict[str, Any], index: int) -> Any:
         if "final_obs" not in infos:
@@ -133,15 +149,22 @@ class VectorPool(EnvPool):
             )
         return tree_row(infos["final_obs"], index)
 
-    def _reset_some(self, obs: ObsArray | None, mask: Mask, seeds: Seeds | None) -> ObsArray:
+    def _reset_some(self, mask: Mask, seeds: Seeds | None) -> ObsArray:
         seed: Any = None if seeds is None else list(seeds)
         fresh = self._read(check_reset(self.env.reset(seed=seed, options={"reset_mask": mask.copy()}))[0])
+        if self._reset_by_itself is not None:
+            self._reset_by_itself = self._reset_by_itself & ~mask
         self._lengths[mask] = 0
-        if obs is None:
-            return fresh
-        merged = copy_obs(obs)
+        merged = copy_obs(self._obs)
         _assign(merged, mask, fresh, mask)
+        self._obs = merged
         return merged
+
+    def _check_seeds(self) -> None:
+        if not self.can_seed_each:
+            raise ConfigurationError(
+                f"{self.env} takes no seeds for single envs: use SyncVectorEnv, an id or a factory."
+            )
 
     def _read(self, raw: Any) -> ObsArray:
         obs = self._reader.batch(raw)
@@ -157,6 +180,12 @@ class VectorPool(EnvPool):
             raise EnvError(f"rewards of shape {reward.shape}: {self.num_envs} envs must give ({self.num_envs},).")
         if not all_finite(reward):
             raise non_finite("reward", reward, self.num_steps)
+
+
+def _can_be_told_to_reset(env: VectorEnv[Any, Any, Any], mode: AutoresetMode) -> bool:
+    """Whether it resets some of its envs on request. AsyncVectorEnv without shared memory forgets that it did."""
+    is_async = isinstance(env, AsyncVectorEnv) and (env.shared_memory or mode != AutoresetMode.NEXT_STEP)
+    return is_async or isinstance(env, SyncVectorEnv)
 
 
 def autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -38,7 +38,7 @@ class EpisodeEnds(gym.Wrapper[Any, Any, Any, Any]):
             raise bad_step(result) from None
         self._len += 1
         if self._len == self._max_len or (info and info.get("needs_reset")):
-            truncated = truncated or not terminated
+            truncated = True
         if terminated or truncated:
             # The vector env keeps this object while it resets the env, which may write into the same memory.
             obs = copy.deepcopy(obs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rl_lightning.agents import Agent
-from rl_lightning.agents.acting import Actor
+from rl_lightning.agents.acting import make_actor
 from rl_lightning.envs import EnvPool
 from rl_lightning.strategies.strategy import Episodes, Strategy
 from rl_lightning.types import ConfigurationError, Transition
@@ -14,21 +14,23 @@ from rl_lightning.types import ConfigurationError, Transition
 class BatchStrategy(Strategy):
     """Act for all envs with one forward pass, then step them together: A2C's way (Mnih et al., 2016)."""
 
-    def setup(self, agent: Agent, pool: EnvPool, *, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+    def setup(self, agent: Agent, pool: EnvPool, *, seed: int | None, device: torch.device, dtype: torch.dtype) -> None:
         self.pool = pool
         self.episodes = Episodes(pool.num_envs)
-        self._act = Actor(agent, explore=True, device=device, dtype=dtype)
-        self._obs = pool.reset(seed=seed)
+        self._act = make_actor(agent, pool, explore=True, device=device, dtype=dtype)
+        pool.reset(seed)
+
+    def begin_episodes(self) -> None:
+        self.pool.begin_episodes()
 
     def advance(self) -> Transition:
-        obs = self._obs
+        pool = self.pool
+        obs = pool.begin_episodes()
         action, extras = self._act(obs)
-        next_step = self.pool.step(action)
-        self._obs = next_step.obs
-        terminated, truncated, valid = next_step.terminated, next_step.truncated, next_step.valid
-        self.episodes.add(next_step.reward, terminated | truncated, valid)
-        self.num_steps = self.pool.num_envs if valid is None else int(valid.sum())
-        return Transition(obs, action, next_step.reward, next_step.next_obs, terminated, truncated, extras, valid)
+        next_obs, reward, terminated, truncated, valid, _ = pool.step(action)
+        self.episodes.add(reward, terminated | truncated, valid)
+        self.num_steps = pool.num_envs if valid is None else int(valid.sum())
+        return Transition(obs, action, reward, next_obs, terminated, truncated, extras, valid)
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):
@@ -38,7 +40,7 @@ class BatchStrategy(Strategy):
 class SyncStrategy(BatchStrategy):
     """One env, stepped in turn with learning: batch with a single env."""
 
-    def setup(self, agent: Agent, pool: EnvPool, *, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+    def setup(self, agent: Agent, pool: EnvPool, *, seed: int | None, device: torch.device, dtype: torch.dtype) -> None:
         if pool.num_envs != 1:
             raise ConfigurationError(
                 f"strategy='sync' steps one env, and this env module has num_envs={pool.num_envs}. "

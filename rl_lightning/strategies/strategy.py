@@ -34,8 +34,11 @@ class Strategy(ABC):
     episodes: Episodes
 
     @abstractmethod
-    def setup(self, agent: Agent, pool: EnvPool, *, seed: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Get ready to gather: reset every env with seeds that follow from `seed`."""
+    def setup(self, agent: Agent, pool: EnvPool, *, seed: int | None, device: torch.device, dtype: torch.dtype) -> None:
+        """Get ready to gather: reset every env, with seeds that follow from `seed` if it is given."""
+
+    def begin_episodes(self) -> None:
+        """Start new episodes where the last ones are over, if somebody wants to look; `advance` does it too."""
 
     @abstractmethod
     def advance(self) -> Transition:
@@ -51,11 +54,12 @@ class Episodes:
 
     Attributes:
         num_finished: episodes ended so far.
-        recent_returns, recent_lengths: those of the last 100 that ended.
+        recent_returns, recent_lengths: those of the last 100 (or `num_envs`, if that is more) that ended.
     """
 
-    def __init__(self, num_envs: int, window: int = 100) -> None:
+    def __init__(self, num_envs: int) -> None:
         self.num_finished = 0
+        window = max(100, num_envs)
         self.recent_returns: deque[float] = deque(maxlen=window)
         self.recent_lengths: deque[int] = deque(maxlen=window)
         self._return = np.zeros(num_envs, dtype=np.float64)

@@ -31,7 +31,7 @@ def test_configs_run_as_they_are_only_shorter(path, tmp_path):
     main(["fit", f"--config={path}", *SMALL, "--trainer.max_steps=600", "--trainer.steps_per_epoch=300"])
     run = tmp_path / "lightning_logs/version_0"
     scores = (run / "scores.txt").read_text().splitlines()
-    assert scores[0].split("\t") == ["steps", "episodes", "elapsed", "mean", "median", "stdev", "max", "min"]
+    assert scores[0].split("\t")[:8] == ["steps", "episodes", "elapsed", "mean", "median", "stdev", "max", "min"]
     assert [int(row.split("\t")[0]) >= 300 for row in scores[1:]] == [True] * (len(scores) - 1)
     assert (run / "checkpoints/best.ckpt").exists()
     assert list(run.glob("events.out.tfevents*"))

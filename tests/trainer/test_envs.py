@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from rl_lightning import A2C, ConfigurationError, RLModule, Trainer
 from rl_lightning.callbacks import Evaluation
@@ -81,6 +82,10 @@ def test_action_spaces(name, agent, num_envs):
         assert trainer.num_updates > 0
 
 
+def wrapped(*args, **kwargs):
+    return RecordEpisodeStatistics(SyncVectorEnv(*args, **kwargs))
+
+
 class Steps(pl.Callback):
     """Adds up what the training envs gave."""
 
@@ -115,7 +120,7 @@ class Counting(gym.Env):
 
 @pytest.mark.parametrize("agent", [small_ppo, small_dqn])
 @pytest.mark.parametrize("mode", AutoresetMode)
-@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv, wrapped])
 def test_a_users_vector_env_in_every_autoreset_mode(kind, mode, agent):
     envs = kind([lambda length=length: Counting(length) for length in (2, 3, 7)], autoreset_mode=mode)
     steps = Steps()
@@ -125,7 +130,7 @@ def test_a_users_vector_env_in_every_autoreset_mode(kind, mode, agent):
     assert trainer.global_step == steps.num_steps
     assert 200 <= steps.num_steps < 203
     assert trainer.num_episodes == steps.ends
-    assert (steps.gaps > 0) == (mode == AutoresetMode.NEXT_STEP)
+    assert (steps.gaps > 0) == (kind is wrapped and mode == AutoresetMode.NEXT_STEP)
     assert set(trainer.rl_strategy.episodes.recent_returns) == {2.0, 3.0, 7.0}
 
 

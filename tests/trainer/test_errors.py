@@ -101,7 +101,7 @@ class Rogue(DQN):
         (lambda: Rogue(learning_starts=8, batch_size=4), Box1, ConfigurationError, "'actor'.*only: q"),
         (DQN, "Pendulum-v1", ConfigurationError, r"(?s)DQN.*Discrete.*Box"),
         (lambda: DQN(batch_size=100, buffer_size=10), "CartPole-v1", ConfigurationError, "100"),
-        (lambda: "PPO", "CartPole-v1", ConfigurationError, "given str"),
+        (lambda: "PPO", "CartPole-v1", ConfigurationError, "str is no agent"),
     ],
 )
 def test_bad_agents_and_envs(agent, env, error, match):

@@ -14,13 +14,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import nn
 
+from rl_lightning.agents import Agent
 from rl_lightning.envs import EnvRecipe, SinglePool, VectorPool
 from rl_lightning.evaluation import STATISTICS, EvaluationResult, evaluate
 from rl_lightning.types import ConfigurationError, NonFiniteError
 from tests.envs import Nested, Noisy, NotFiniteAt, Scripted
 
 
-class Zero(nn.Module):
+class Zero(Agent):
     """Action 0 for every env; remembers what it was shown, and under which circumstances."""
 
     def __init__(self) -> None:
@@ -35,6 +36,8 @@ class Zero(nn.Module):
         self.seen.append(obs)
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
         return torch.zeros(len(first), dtype=torch.long), {}
+
+    build = update = configure_optimizers = make_memory = None  # evaluation asks for none of these
 
 
 class Draws(Zero):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from tests.envs import (
     OldStep,
     ReusesMemory,
     Scripted,
+    go,
 )
 
 GO = np.array([1])
@@ -54,7 +56,7 @@ def test_one_env_gives_batches_of_one():
     pool = SinglePool(Scripted((3,), reward=0.5))
     obs = pool.reset(seed=5)
     step = pool.step(GO)
-    assert (obs.tolist(), step.obs.tolist()) == ([[0.0, 0.0]], [[0.0, 1.0]])
+    assert (obs.tolist(), step.next_obs.tolist()) == ([[0.0, 0.0]], [[0.0, 1.0]])
     assert (step.reward.tolist(), step.terminated.tolist(), step.truncated.tolist()) == ([0.5], [False], [False])
     assert [a.dtype for a in (obs, step.reward, step.terminated, step.truncated)] == [
         np.float32,
@@ -62,31 +64,40 @@ def test_one_env_gives_batches_of_one():
         bool,
         bool,
     ]
-    assert step.next_obs is step.obs and step.valid is None
+    assert pool.begin_episodes() is step.next_obs and step.valid is None
     assert pool.env.seeds == [5] and pool.num_envs == 1 and pool.num_steps == 1
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-def test_an_ended_episode_is_followed_by_the_next_at_once(truncates):
+def test_an_ended_episode_stays_ended_until_the_next_begins(truncates):
     """Episode 0 has two steps: its last observation is [0, 2], the next episode's first [1, 0]."""
     pool = started(Scripted((2,), truncates=truncates))
-    pool.step(GO)
-    step = pool.step(GO)
-    assert step.next_obs.tolist() == [[0.0, 2.0]] and step.obs.tolist() == [[1.0, 0.0]]
+    step = go(pool, 2)[-1]
+    assert step.next_obs.tolist() == [[0.0, 2.0]] and pool.env.episode == 0
     assert (bool(step.terminated[0]), bool(step.truncated[0])) == (not truncates, truncates)
+    first = pool.begin_episodes()
+    assert first.tolist() == [[1.0, 0.0]]
+    assert pool.begin_episodes() is first and pool.env.episode == 1
+
+
+def test_an_episode_can_begin_with_a_seed():
+    pool = started(Scripted((1,)))
+    go(pool)
+    pool.begin_episodes([7])
+    pool.begin_episodes([8])
+    assert pool.env.seeds == [0, 7]
 
 
 def test_max_episode_len_truncates():
     pool = started(Scripted((100,)), max_episode_len=2)
-    flags = [pool.step(GO).truncated[0] for _ in range(4)]
+    flags = [step.truncated[0] for step in go(pool, 4)]
     assert flags == [False, True, False, True]
 
 
-def test_an_episode_that_ends_by_itself_at_the_limit_is_not_truncated():
-    pool = started(Scripted((2,)), max_episode_len=2)
-    pool.step(GO)
-    step = pool.step(GO)
-    assert step.terminated[0] and not step.truncated[0]
+def test_an_episode_that_ends_by_itself_at_the_limit_is_both():
+    """Only `terminated` decides whether anything follows."""
+    step = go(started(Scripted((2,)), max_episode_len=2), 2)[-1]
+    assert step.terminated[0] and step.truncated[0]
 
 
 def test_a_reset_starts_the_limit_anew():
@@ -98,7 +109,7 @@ def test_a_reset_starts_the_limit_anew():
 
 def test_needs_reset_truncates():
     pool = started(NeedsReset(every=2))
-    steps = [pool.step(GO) for _ in range(4)]
+    steps = go(pool, 4)
     assert [bool(step.truncated[0]) for step in steps] == [False, True, False, True]
     assert not any(step.terminated[0] for step in steps)
 
@@ -106,10 +117,11 @@ def test_needs_reset_truncates():
 def test_no_later_step_writes_into_what_was_returned():
     pool = SinglePool(ReusesMemory((2,)))
     first = pool.reset()
-    steps = [pool.step(GO) for _ in range(3)]
-    assert first.tolist() == [[0.0, 0.0]]
+    steps = go(pool, 2)
+    second = pool.begin_episodes()
+    steps += go(pool)
+    assert (first.tolist(), second.tolist()) == ([[0.0, 0.0]], [[1.0, 0.0]])
     assert [step.next_obs.tolist() for step in steps] == [[[0.0, 1.0]], [[0.0, 2.0]], [[1.0, 1.0]]]
-    assert steps[1].obs.tolist() == [[1.0, 0.0]]
 
 
 def test_a_nested_observation_is_laid_flat():
@@ -119,12 +131,13 @@ def test_a_nested_observation_is_laid_flat():
     assert {path: array.tolist() for path, array in step.next_obs.items()} == {
         "clock": [1.0], "pair.0": [[0.0, 1.0]], "pair.1": [0],
     }  # fmt: skip
-    assert step.obs["pair.1"].tolist() == [1] and step.obs["pair.1"].dtype == np.int64
+    first = pool.begin_episodes()
+    assert first["pair.1"].tolist() == [1] and first["pair.1"].dtype == np.int64
 
 
 def test_float64_observations_become_float32():
     pool = SinglePool(GivesObservation(np.zeros(2), observation_space=spaces.Box(-1.0, 1.0, (2,), np.float64)))
-    assert pool.reset().dtype == np.float32 and pool.step(GO).obs.dtype == np.float32
+    assert pool.reset().dtype == np.float32 and pool.step(GO).next_obs.dtype == np.float32
 
 
 def test_observations_are_cast_to_the_spaces_dtype():
@@ -134,15 +147,17 @@ def test_observations_are_cast_to_the_spaces_dtype():
 
 
 @pytest.mark.parametrize(("mask", "episode"), [([True], 1.0), ([False], 0.0)])
-def test_reset_envs_resets_what_it_is_told_to(mask, episode):
+def test_an_episode_can_be_ended_from_outside(mask, episode):
     pool = started(Scripted((100,)))
     pool.step(GO)
-    assert pool.reset_envs(np.array(mask), seeds=[7])[0, 0] == episode
+    pool.end_episodes(np.array(mask))
+    assert pool.begin_episodes([7])[0, 0] == episode
     assert (7 in pool.env.seeds) == mask[0]
 
 
-def test_reset_envs_starts_what_was_never_started():
-    assert SinglePool(Scripted()).reset_envs(np.array([False])).tolist() == [[0.0, 0.0]]
+def test_what_was_never_reset_begins_all_the_same():
+    assert SinglePool(Scripted()).begin_episodes().tolist() == [[0.0, 0.0]]
+    assert VectorPool(vector(scripted((1,)))).begin_episodes().tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize(("owns", "closed"), [(True, 1), (False, 0)])
@@ -358,8 +373,9 @@ def plain(obs: Any, env: int) -> Any:
 def transitions(pool: EnvPool, actions: np.ndarray) -> list[list[Seen]]:
     """Each env's valid transitions, while `actions` [T, B] last."""
     seen: list[list[Seen]] = [[] for _ in range(pool.num_envs)]
-    obs = pool.reset(0)
+    pool.reset(0)
     for action in actions:
+        obs = pool.begin_episodes()
         step = pool.step(action)
         for env, mine in enumerate(seen):
             if step.valid is None or step.valid[env]:
@@ -367,7 +383,6 @@ def transitions(pool: EnvPool, actions: np.ndarray) -> list[list[Seen]]:
                 mine.append(Seen(*parts, bool(step.terminated[env]), bool(step.truncated[env])))
             else:
                 assert (step.reward[env], step.terminated[env], step.truncated[env]) == (0.0, False, False)
-        obs = step.obs
     return seen
 
 
@@ -388,7 +403,7 @@ def test_each_env_lives_as_if_it_were_alone(mode, kind, lengths, truncates, seed
     pool = VectorPool(vector(*factories, mode=mode, copy=copies))
     for factory, mine in zip(factories, transitions(pool, actions), strict=True):
         assert mine == alone(factory, mine)
-        assert len(mine) == 12 or mode == AutoresetMode.NEXT_STEP
+        assert len(mine) == 12
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -402,17 +417,39 @@ def test_each_env_lives_as_if_it_were_alone_in_its_own_process(mode):
         pool.close()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@given(lengths=EPISODES, seed=st.integers(0, 99))
+def test_each_env_lives_as_if_it_were_alone_inside_a_wrapper(mode, lengths, seed):
+    """A vector wrapper keeps its NEXT_STEP autoreset, and rows that only reset are not valid."""
+    factories = [scripted(own, rewards=range(1, 8)) for own in lengths]
+    actions = np.random.default_rng(seed).integers(0, 2, size=(12, len(lengths)))
+    pool = VectorPool(RecordEpisodeStatistics(vector(*factories, mode=mode)))
+    assert pool.spends_steps_on_resets == (mode == AutoresetMode.NEXT_STEP)
+    for factory, mine in zip(factories, transitions(pool, actions), strict=True):
+        assert mine == alone(factory, mine)
+        assert len(mine) == 12 or mode == AutoresetMode.NEXT_STEP
+
+
 def test_next_step_rows_that_only_reset_are_not_valid():
     """Lengths 1 and 2: env 0 ends at step 1 and resets at step 2, env 1 ends at step 2 and resets at step 3."""
-    pool = VectorPool(vector(scripted((1,)), scripted((2,)), mode=AutoresetMode.NEXT_STEP))
-    pool.reset()
-    steps = [pool.step(np.array([0, 0])) for _ in range(3)]
+    pool = VectorPool(RecordEpisodeStatistics(vector(scripted((1,)), scripted((2,)), mode=AutoresetMode.NEXT_STEP)))
+    steps = go(pool, 3)
     assert [None if step.valid is None else step.valid.tolist() for step in steps] == [
         None, [False, True], [True, False],
     ]  # fmt: skip
-    assert steps[0].next_obs is steps[0].obs
-    assert steps[0].obs.tolist() == [[0.0, 1.0], [0.0, 1.0]]
-    assert steps[1].obs.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+    assert steps[0].next_obs.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert steps[1].next_obs.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_without_shared_memory_gymnasiums_processes_reset_by_themselves(shared_memory):
+    env = AsyncVectorEnv([scripted((1,))], shared_memory=shared_memory, context="forkserver")
+    pool = VectorPool(env)
+    try:
+        assert pool.spends_steps_on_resets != shared_memory
+        assert [step.valid is None for step in go(pool, 2)] == [True, shared_memory]
+    finally:
+        pool.close()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -420,7 +457,7 @@ def test_nothing_is_copied_where_no_episode_ended(mode):
     pool = VectorPool(vector(scripted((5,)), mode=mode))
     pool.reset()
     step = pool.step(GO)
-    assert step.next_obs is step.obs and step.valid is None
+    assert pool.begin_episodes() is step.next_obs and step.valid is None
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -429,62 +466,73 @@ def test_no_later_vector_step_writes_into_what_was_returned(mode, copies):
     pool = VectorPool(vector(scripted((2,)), scripted((9,)), mode=mode, copy=copies))
     kept = [pool.reset()]
     for _ in range(4):
+        kept.append(pool.begin_episodes())
         step = pool.step(np.array([0, 0]))
-        kept += [step.obs, step.next_obs, step.reward, step.terminated, step.truncated]
+        kept += [step.next_obs, step.reward, step.terminated, step.truncated]
     before = [array.copy() for array in kept]
-    for _ in range(4):
-        pool.step(np.array([1, 1]))
+    go(pool, 4)
     pool.reset()
     assert all((now == then).all() for now, then in zip(kept, before, strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ended", [False, True])
-def test_some_envs_can_be_reset(mode, ended):
-    """Env 1 is forced into episode 1 (just after episode 0 ended: DISABLED and SAME_STEP are in 1 already, so 2)."""
+def test_episodes_can_be_ended_from_outside(mode, ended):
+    """Env 1 is forced into episode 1, in which it is already if SAME_STEP autoreset has just ended episode 0."""
     pool = VectorPool(vector(scripted((9,)), scripted((1 if ended else 9,)), mode=mode))
-    pool.reset()
-    pool.step(np.array([0, 0]))
-    obs = pool.reset_envs(np.array([False, True]))
-    expected = 2.0 if ended and mode != AutoresetMode.NEXT_STEP else 1.0
-    assert obs.tolist() == [[0.0, 1.0], [expected, 0.0]]
+    go(pool)
+    pool.end_episodes(np.array([False, True]))
+    assert pool.begin_episodes().tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    assert pool.begin_episodes().tolist() == [[0.0, 1.0], [1.0, 0.0]]
     step = pool.step(np.array([0, 0]))
-    assert step.next_obs.tolist() == [[0.0, 2.0], [expected, 1.0]]
-    assert step.valid is None or step.valid.all()
+    assert step.next_obs.tolist() == [[0.0, 2.0], [1.0, 1.0]]
+    assert step.valid is None
 
 
-def test_each_env_can_be_reset_with_its_own_seed():
-    pool = VectorPool(vector(scripted((9,)), scripted((9,))))
-    pool.reset(3)
-    pool.reset_envs(np.array([True, True]), seeds=[11, 22])
-    pool.reset_envs(np.array([False, True]), seeds=[None, 33])
-    assert [env.seeds for env in pool.env.envs] == [[3, 11], [4, 22, 33]]
+@pytest.mark.parametrize("mode", MODES)
+def test_no_env_is_reset_before_its_next_episode_begins(mode):
+    """SAME_STEP is what the user chose, and resets in the step itself."""
+    pool = VectorPool(vector(scripted((1,)), scripted((9,)), mode=mode))
+    go(pool)
+    assert [env.episode for env in pool.env.envs] == [int(mode == AutoresetMode.SAME_STEP), 0]
+    pool.begin_episodes()
+    assert [env.episode for env in pool.env.envs] == [1, 0]
 
 
-def test_max_episode_len_truncates_where_autoreset_is_disabled():
+@pytest.mark.parametrize("mode", MODES)
+def test_each_episode_can_begin_with_its_own_seed(mode):
+    pool = VectorPool(vector(scripted((1,)), scripted((2,)), mode=mode))
+    pool.reset([3, 4])
+    go(pool)
+    pool.begin_episodes([11, None])
+    pool.step(np.array([0, 0]))
+    pool.begin_episodes([22, 33])
+    by_itself = [None] if mode == AutoresetMode.SAME_STEP else []
+    assert [env.seeds for env in pool.env.envs] == [[3, *by_itself, 11, *by_itself, 22], [4, *by_itself, 33]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_max_episode_len_truncates_in_every_mode(mode):
     """Lengths 2 and 9 under a limit of 3: env 0 ends by itself, env 1 is cut off at its third step."""
-    pool = VectorPool(vector(scripted((2,)), scripted((9,)), mode=AutoresetMode.DISABLED), max_episode_len=3)
-    pool.reset()
-    steps = [pool.step(np.array([0, 0])) for _ in range(4)]
+    pool = VectorPool(vector(scripted((2,)), scripted((9,)), mode=mode), max_episode_len=3)
+    steps = go(pool, 4)
     assert [step.terminated.tolist() for step in steps] == [[False] * 2, [True, False], [False] * 2, [True, False]]
     assert [step.truncated.tolist() for step in steps] == [[False] * 2, [False] * 2, [False, True], [False] * 2]
-    assert steps[2].next_obs.tolist() == [[1.0, 1.0], [0.0, 3.0]] and steps[2].obs.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    assert steps[2].next_obs.tolist() == [[1.0, 1.0], [0.0, 3.0]]
+    assert steps[3].next_obs.tolist() == [[1.0, 2.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
-def test_max_episode_len_needs_the_wrapper_where_a_vector_env_resets_itself(mode):
+def test_max_episode_len_needs_the_wrapper_where_no_env_can_be_told_to_reset(mode):
     with pytest.raises(ConfigurationError, match="max_episode_len=3.*TimeLimit"):
-        VectorPool(vector(scripted((9,)), mode=mode), max_episode_len=3)
+        VectorPool(Own(mode), max_episode_len=3)
 
 
 @pytest.mark.parametrize("given", [AutoresetMode.NEXT_STEP, "NEXT_STEP", "NextStep"])
 def test_the_autoreset_mode_may_be_an_enum_or_a_string(given):
-    env = vector(scripted((1,)), mode=AutoresetMode.NEXT_STEP)
+    env = Own(AutoresetMode.NEXT_STEP)
     env.metadata["autoreset_mode"] = given
-    pool = VectorPool(env)
-    pool.reset()
-    pool.step(GO)
-    assert pool.step(GO).valid.tolist() == [False]
+    assert go(VectorPool(env), 4)[-1].valid.tolist() == [False, False]
 
 
 @pytest.mark.parametrize("given", [None, "sometimes"])
@@ -517,9 +565,9 @@ class Own(VectorEnv):
 def test_final_observations_may_come_as_one_array():
     pool = VectorPool(Own(AutoresetMode.SAME_STEP))
     kept = pool.reset()
-    steps = [pool.step(np.array([0, 0])) for _ in range(3)]
-    assert steps[2].next_obs.tolist() == [[3.0], [3.0]] and steps[2].obs.tolist() == [[0.0], [0.0]]
-    assert kept.tolist() == [[0.0], [0.0]] and steps[0].obs.tolist() == [[1.0], [1.0]]
+    steps = go(pool, 3)
+    assert steps[2].next_obs.tolist() == [[3.0], [3.0]] and pool.begin_episodes().tolist() == [[0.0], [0.0]]
+    assert kept.tolist() == [[0.0], [0.0]] and steps[0].next_obs.tolist() == [[1.0], [1.0]]
 
 
 def test_same_step_without_final_observations_is_refused():
@@ -533,11 +581,16 @@ def test_same_step_without_final_observations_is_refused():
 def test_a_vector_env_that_only_resets_as_a_whole_says_so():
     pool = VectorPool(Own(AutoresetMode.SAME_STEP))
     pool.reset()
-    assert pool.reset_envs(np.array([True, True])).tolist() == [[0.0], [0.0]]
+    go(pool)
     with pytest.raises(ConfigurationError, match="cannot reset some"):
-        pool.reset_envs(np.array([True, False]))
+        pool.end_episodes(np.array([True, False]))
+    pool.end_episodes(np.array([True, True]))
+    assert pool.begin_episodes().tolist() == [[0.0], [0.0]]
     with pytest.raises(ConfigurationError, match="no seeds for single envs"):
-        pool.reset_envs(np.array([True, True]), seeds=[1, 2])
+        pool.reset([1, 2])
+    go(pool, 3)
+    with pytest.raises(ConfigurationError, match="no seeds for single envs"):
+        pool.begin_episodes([1, 2])
 
 
 def test_what_is_not_finite_is_named_with_its_env():

@@ -22,7 +22,7 @@ from gymnasium.wrappers import PassiveEnvChecker, RescaleAction, TimeLimit, Tran
 
 from rl_lightning.envs import EnvRecipe, SinglePool, VectorPool, as_recipe
 from rl_lightning.types import ConfigurationError, EnvError
-from tests.envs import GivesObservation, NeedsReset, OldReset, OldSeed, OldStep, ReusesMemory, Scripted
+from tests.envs import GivesObservation, NeedsReset, OldReset, OldSeed, OldStep, ReusesMemory, Scripted, go
 
 BOTH = np.array([0, 0])
 
@@ -59,10 +59,10 @@ def test_one_env_is_a_single_pool_without_gymnasiums_checker():
     assert PassiveEnvChecker not in layers(pool.env) and TimeLimit in layers(pool.env)
 
 
-def test_several_envs_are_a_sync_vector_env_that_resets_in_the_same_step():
+def test_several_envs_are_a_sync_vector_env_that_resets_when_it_is_told_to():
     pool = EnvRecipe("CartPole-v1", num_envs=3).make()
     assert isinstance(pool, VectorPool) and type(pool.env) is SyncVectorEnv and pool.num_envs == 3
-    assert pool.env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    assert pool.env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     assert not any(PassiveEnvChecker in layers(env) for env in pool.env.envs)
 
 
@@ -75,9 +75,9 @@ def test_each_env_can_have_a_process_of_its_own():
     try:
         assert type(pool.env) is AsyncVectorEnv and pool.env.shared_memory
         assert pool.reset(0).tolist() == [[0.0, 0.0]] * 2
-        steps = [pool.step(BOTH) for _ in range(2)]
+        steps = go(pool, 2)
         assert steps[1].reward.tolist() == [3.0, 3.0] and steps[1].terminated.all()
-        assert steps[1].next_obs.tolist() == [[0.0, 2.0]] * 2 and steps[1].obs.tolist() == [[1.0, 0.0]] * 2
+        assert steps[1].next_obs.tolist() == [[0.0, 2.0]] * 2 and pool.begin_episodes().tolist() == [[1.0, 0.0]] * 2
     finally:
         pool.close()
 
@@ -95,7 +95,7 @@ def test_an_ids_own_vectorised_version():
     pool = EnvRecipe("CartPole-v1", 4, "vector_entry_point", max_episode_len=2).make()
     assert type(pool.env.unwrapped).__name__ == "CartPoleVectorEnv" and pool.num_envs == 4
     pool.reset(0)
-    steps = [pool.step(np.zeros(4, int)) for _ in range(3)]
+    steps = go(pool, 3)
     assert [step.truncated.all() for step in steps] == [False, True, False]
     assert not steps[2].valid.any()
 
@@ -119,7 +119,7 @@ def test_wrappers_may_change_the_spaces():
 def test_max_episode_len_cuts_episodes_off(num_envs):
     pool = EnvRecipe(lambda: Scripted((100,)), num_envs, max_episode_len=2).make()
     pool.reset()
-    steps = [pool.step(np.zeros(num_envs, int)) for _ in range(4)]
+    steps = go(pool, 4)
     assert [step.truncated.tolist() for step in steps] == [[False] * num_envs, [True] * num_envs] * 2
     assert not any(step.terminated.any() for step in steps)
     assert steps[1].next_obs.tolist() == [[0.0, 2.0]] * num_envs
@@ -128,15 +128,15 @@ def test_max_episode_len_cuts_episodes_off(num_envs):
 def test_needs_reset_cuts_episodes_off_in_a_vector_env():
     pool = EnvRecipe(NeedsReset, 2).make()
     pool.reset()
-    assert [pool.step(BOTH).truncated.tolist() for _ in range(3)] == [[False] * 2, [True] * 2, [False] * 2]
+    assert [step.truncated.tolist() for step in go(pool, 3)] == [[False] * 2, [True] * 2, [False] * 2]
 
 
 def test_the_last_observation_survives_an_env_that_reuses_its_memory():
     pool = EnvRecipe(lambda: ReusesMemory((2,)), 2).make()
     pool.reset()
-    pool.step(BOTH)
-    step = pool.step(BOTH)
-    assert step.next_obs.tolist() == [[0.0, 2.0]] * 2 and step.obs.tolist() == [[1.0, 0.0]] * 2
+    step = go(pool, 2)[-1]
+    assert pool.begin_episodes().tolist() == [[1.0, 0.0]] * 2
+    assert step.next_obs.tolist() == [[0.0, 2.0]] * 2
 
 
 @pytest.mark.parametrize("kind", [OldReset, OldSeed, OldStep])

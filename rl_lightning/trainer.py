@@ -17,7 +17,7 @@ from rl_lightning.agents import Agent, ForeignAgent
 from rl_lightning.callbacks import Evaluation, LinearInterpolation, RLProgressBar
 from rl_lightning.checks import check_callbacks, check_checkpoint_intervals, check_flags, check_foreign_agent
 from rl_lightning.env_module import EnvLike, EnvModule, as_env_module
-from rl_lightning.envs import EnvPool
+from rl_lightning.envs import EnvPool, EnvRecipe
 from rl_lightning.evaluation import EvaluationResult
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
@@ -78,6 +78,7 @@ class Trainer(pl.Trainer):
     Attributes:
         seed: what every random stream of the run follows from: `seed_everything`'s seed, or a fresh one. Without
             `seed_everything`, an env that was given as an object keeps its own random state.
+        init_args: the arguments that it was made with, those left at their defaults not included.
         memory: what the agent learns from, while fitting.
         last_evaluation: the result of the last evaluation.
 
@@ -104,6 +105,7 @@ class Trainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         check_flags(steps_per_epoch, kwargs)
+        self.init_args = {"strategy": strategy, "steps_per_epoch": steps_per_epoch, **kwargs}
         self.steps_per_epoch = steps_per_epoch
         self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
         if strategy in ("auto", "sync", "batch") or isinstance(strategy, Strategy):
@@ -252,6 +254,11 @@ class Trainer(pl.Trainer):
     def eval_env(self) -> Any:
         """The gymnasium env, or vector env, of evaluation; None before the first one."""
         return self._evaluation_pools["val"].env if "val" in self._evaluation_pools else None
+
+    @property
+    def train_recipe(self) -> EnvRecipe:
+        """How the training envs are made."""
+        return self._data.recipe("train")
 
     @property
     def agent_statistics(self) -> dict[str, float]:

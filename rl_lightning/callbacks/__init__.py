@@ -15,6 +15,7 @@ from rl_lightning.callbacks.hooks import EvaluationHooks, StepHooks
 from rl_lightning.callbacks.interpolation import LinearInterpolation
 from rl_lightning.callbacks.optuna import OptunaPruner
 from rl_lightning.callbacks.progress import RLProgressBar
+from rl_lightning.callbacks.run_record import RunRecord
 from rl_lightning.callbacks.success import SuccessfulScore
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LinearInterpolation",
     "OptunaPruner",
     "RLProgressBar",
+    "RunRecord",
     "StepHooks",
     "SuccessfulScore",
 ]

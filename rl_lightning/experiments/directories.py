@@ -1,0 +1,150 @@
+"""The directories that a run leaves: of the agent now and then, at the end, at its best, and when something failed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from logging import Logger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+
+from rl_lightning.callbacks import BestAgent
+from rl_lightning.callbacks.evaluation import read_scores
+from rl_lightning.types import ConfigurationError
+
+if TYPE_CHECKING:
+    from rl_lightning.module import RLModule
+    from rl_lightning.trainer import Trainer
+
+CHECKPOINT_FILE = "agent.ckpt"
+
+
+def save_agent(trainer: Trainer, directory: Path) -> None:
+    """Save the agent as a directory, which is complete once it has its name.
+
+    An agent that has `save(dirname)` writes itself there. Otherwise the directory holds a checkpoint, `agent.ckpt`,
+    that `Trainer.fit(ckpt_path=...)` can go on from. A directory of that name is replaced.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    workplace = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent))
+    try:
+        fresh, agent = workplace / directory.name, trainer.lightning_module.given_agent
+        if hasattr(agent, "save"):
+            agent.save(str(fresh))
+            fresh.mkdir(exist_ok=True)
+        else:
+            trainer.save_checkpoint(fresh / CHECKPOINT_FILE)
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        if directory.exists():
+            os.replace(directory, workplace / "old")
+        os.replace(fresh, directory)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+class AgentDirectories(pl.Callback):
+    """Save the agent every so often, at the end (`{t}_finish`), and when training fails (`{t}_except`).
+
+    Args:
+        outdir: where.
+        logger: what is told of every saved agent.
+        checkpoint_freq: env steps between two `{t}_checkpoint`; None for none.
+    Attributes:
+        exception: what ended training, if something did.
+    """
+
+    def __init__(self, outdir: Path, logger: Logger, checkpoint_freq: int | None = None) -> None:
+        if checkpoint_freq is not None and checkpoint_freq < 1:
+            raise ConfigurationError(f"checkpoint_freq={checkpoint_freq}: it must be at least 1 env step, or None.")
+        self.exception: BaseException | None = None
+        self._outdir, self._logger, self._freq = outdir, logger, checkpoint_freq
+        self._trainer: Trainer | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        self._trainer = trainer
+
+    def checkpoint(self, env: Any, agent: Any, step: int) -> None:
+        """A step hook: save the agent if it is time to."""
+        if self._freq is not None and step % self._freq == 0:
+            self._save(f"{step}_checkpoint")
+
+    def on_train_end(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        self._save(f"{trainer.global_step}_finish")
+
+    def on_exception(self, trainer: Trainer, pl_module: RLModule, exception: BaseException) -> None:  # type: ignore[override]
+        self.exception = exception
+        if self._trainer is None:
+            return  # nothing has been learned
+        try:
+            self._save(f"{trainer.global_step}_except")
+        except Exception:  # what ended training is what must be raised
+            self._logger.exception("Could not save the agent after training failed")
+
+    def _save(self, name: str) -> None:
+        assert self._trainer is not None
+        save_agent(self._trainer, self._outdir / name)
+        self._logger.info("Saved the agent to %s", self._outdir / name)
+
+
+class CheckpointsBetweenSteps(pl.Callback):
+    """Calls the step hook `AgentDirectories.checkpoint` where the next step would begin.
+
+    Args:
+        directories: whose.
+    """
+
+    def __init__(self, directories: AgentDirectories) -> None:
+        self._directories = directories
+        self._start = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        self._start = trainer.global_step
+
+    def on_env_step_start(self, trainer: Trainer, pl_module: RLModule) -> None:
+        """Save the agent if it is time to, and at least one step was taken."""
+        if trainer.global_step > self._start:
+            self._directories.checkpoint(trainer.train_env, pl_module.given_agent, trainer.global_step)
+
+
+class BestDirectory(BestAgent):
+    """`BestAgent` as the directory `best`. An earlier run's, in the same place, is replaced only by a better one.
+
+    Args:
+        outdir: where, with the `scores.txt` of the earlier run.
+        logger: what is told of every new best.
+        saves: whether to save it; False only keeps count.
+    """
+
+    def __init__(self, outdir: Path, logger: Logger, *, saves: bool = True) -> None:
+        super().__init__(dirpath=outdir)
+        self._outdir, self._logger, self._saves = outdir, logger, saves
+        self.max_score = float("-inf")
+
+    def setup(self, trainer: Trainer, pl_module: RLModule, stage: str) -> None:  # type: ignore[override]
+        if (self._outdir / self.filename).exists():
+            means = [float(row["mean"]) for row in read_scores(self._outdir / "scores.txt")]
+            self.max_score = max((mean for mean in means if mean == mean), default=float("-inf"))
+
+    def _is_better(self, score: Any) -> bool:
+        return score.item() > self.max_score
+
+    def _fresh_path(self, trainer: Trainer) -> Path:
+        return self._outdir / self.filename
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        assert self.best_model_score is not None
+        score = self.best_model_score.item()
+        self._logger.info("The best score is updated %s -> %s", self.max_score, score)
+        self.max_score = score
+        if self._saves:
+            save_agent(trainer, path)
+            self._logger.info("Saved the agent to %s", path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        """The log has told."""

@@ -1,0 +1,56 @@
+"""Training episodes, in the words of a `logging.Logger`."""
+
+from __future__ import annotations
+
+from collections import deque
+from logging import Logger
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import pytorch_lightning as pl
+
+from rl_lightning.types import Transition
+
+if TYPE_CHECKING:
+    from rl_lightning.module import RLModule
+    from rl_lightning.trainer import Trainer
+
+
+class EpisodeLog(pl.Callback):
+    """Log every training episode, or every `interval` env steps the mean of the last ones.
+
+    Args:
+        logger: where to.
+        outdir: named in each line.
+        interval: env steps between two lines. None: one line an episode.
+        window: over how many of the last finished episodes to average.
+    """
+
+    def __init__(self, logger: Logger, outdir: Path, *, interval: int | None = None, window: int = 1) -> None:
+        self._logger, self._outdir, self._interval = logger, outdir, interval
+        self._returns: deque[float] = deque(maxlen=window)
+        self._num_episodes = self._next_line = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        self._num_episodes = trainer.num_episodes
+        self._set_next_line(trainer.global_step)
+
+    def on_env_step_end(self, trainer: Trainer, pl_module: RLModule, transition: Transition) -> None:
+        """Log what has ended, if it is time to."""
+        ended = trainer.num_episodes - self._num_episodes
+        if ended:
+            self._num_episodes = trainer.num_episodes
+            self._returns.extend(list(trainer.rl_strategy.episodes.recent_returns)[-ended:])
+        if ended if self._interval is None else trainer.global_step >= self._next_line:
+            self._set_next_line(trainer.global_step)
+            last = self._returns[-1] if self._returns else float("nan")
+            mean = fmean(self._returns) if self._returns else float("nan")
+            text = f"R:{last}" if self._interval is None else f"last_R:{last} average_R:{mean}"
+            where = f"outdir:{self._outdir} step:{trainer.global_step} episode:{trainer.num_episodes}"
+            self._logger.info("%s %s", where, text)
+            self._logger.info("statistics:%s", trainer.agent_statistics)
+
+    def _set_next_line(self, step: int) -> None:
+        if self._interval is not None:
+            self._next_line = (step // self._interval + 1) * self._interval

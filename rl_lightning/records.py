@@ -1,0 +1,149 @@
+"""What a run needs to be repeated from its directory: arguments, command, packages, code, surroundings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "***"
+_SECRET_WORDS = {"password", "passwd", "pwd", "passphrase", "secret", "credential", "credentials", "apikey", "auth"}
+_SECRET_ENDS = (("token",), ("api", "key"), ("access", "key"), ("private", "key"))
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_HARMLESS = re.compile(
+    r"(LANG|LC_\w+|TZ|(OMP|MKL|OPENBLAS|NUMEXPR|VECLIB_MAXIMUM)_NUM_THREADS|OMP_\w+|CUDA_VISIBLE_DEVICES"
+    r"|CUDA_DEVICE_ORDER|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|PYTHONHASHSEED|PYTHONOPTIMIZE|PL_GLOBAL_SEED"
+    r"|PYTORCH_\w*ALLOC_CONF|CONDA_DEFAULT_ENV|VIRTUAL_ENV|MUJOCO_GL|PYOPENGL_PLATFORM|SDL_VIDEODRIVER"
+    r"|RANK|LOCAL_RANK|NODE_RANK|WORLD_SIZE|SLURM_(JOB_ID|ARRAY_JOB_ID|ARRAY_TASK_ID|NTASKS|NNODES|PROCID|LOCALID))"
+)
+"""Names of environment variables that may be written down."""
+_GIT_TIMEOUT_S = 20
+
+
+def record_run(
+    directory: str | Path,
+    arguments: Any,
+    *,
+    argv: Sequence[str] | None = None,
+    everything_of_environ: bool = False,
+) -> None:
+    """Write down what is needed to repeat a run; what looks like a secret is left out.
+
+    Files: `args.txt` (JSON), `command.txt`, `environ.txt` (JSON), `packages.txt`, `start.txt` (one line a start), and
+    of the git repository that the current directory is in, if any, `git-head.txt`, `git-status.txt` with every
+    untracked file, `git-log.txt` (the last 20 commits) and `git-diff.txt`.
+
+    Args:
+        directory: made if it is not there.
+        arguments: a dict, an `argparse.Namespace`, or anything else; what JSON does not know is written as its `repr`.
+        argv: the command. None: that of this process.
+        everything_of_environ: write down all environment variables, secrets included, not only those known as harmless.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    environ = {name: value for name, value in os.environ.items() if everything_of_environ or _HARMLESS.fullmatch(name)}
+    texts = {
+        "args.txt": json.dumps(plain(arguments), indent=2) + "\n",
+        "command.txt": shlex.join(mask_command(sys.argv if argv is None else argv)) + "\n",
+        "environ.txt": json.dumps(environ, indent=2, sort_keys=True) + "\n",
+        "packages.txt": _packages(),
+        **_git_state(),
+    }
+    for name, text in texts.items():
+        temporary = directory / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(directory / name)
+    with (directory / "start.txt").open("a") as file:
+        file.write(datetime.now().isoformat() + "\n")
+
+
+def plain(value: Any, _outer: tuple[int, ...] = ()) -> Any:
+    """`value` as JSON knows it: secrets hidden, what has no counterpart as its `repr`, a circle as "..."."""
+    if value is None or isinstance(value, bool | int | str):
+        return _CREDENTIALS_IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if id(value) in _outer:
+        return "..."
+    inner = (*_outer, id(value))
+    if isinstance(value, argparse.Namespace):
+        return plain(vars(value), inner)
+    if isinstance(value, Mapping):
+        return {
+            str(key): HIDDEN if is_secret(str(key)) and item is not None else plain(item, inner)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, inner) for item in value]
+    if hasattr(value, "tolist"):  # arrays, tensors, their numbers
+        return plain(value.tolist(), inner)
+    return str(value) if isinstance(value, os.PathLike) else _repr(value)
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # a record must not end a run
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+
+
+def is_secret(name: str) -> bool:
+    """Whether a value of this name should not be written down: `api_key`, `authToken`; but not `max_tokens`."""
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    return bool(_SECRET_WORDS & set(words)) or any(tuple(words[-len(end) :]) == end for end in _SECRET_ENDS)
+
+
+def mask_command(argv: Sequence[str]) -> list[str]:
+    """The command without its secrets: the values of options whose names tell, and credentials in URLs."""
+    masked: list[str] = []
+    hide_next = False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        if hide_next and not argument.startswith("-"):
+            masked.append(HIDDEN)
+            hide_next = False
+            continue
+        secret = is_secret(name) and (name.startswith("-") or bool(equals))
+        hide_next = secret and not equals
+        masked.append(f"{name}={HIDDEN}" if secret and equals else _CREDENTIALS_IN_URL.sub(HIDDEN, argument))
+    return masked
+
+
+def _packages() -> str:
+    versions = {f"{package.name}=={package.version}" for package in metadata.distributions() if package.name}
+    where = f"# Python {platform.python_version()}, {platform.platform()}"
+    return "\n".join([where, *sorted(versions, key=str.lower)]) + "\n"
+
+
+def _git_state() -> dict[str, str]:
+    """The texts of the git files, as far as there is a repository, and commits in it."""
+    commands = {
+        "git-head.txt": ("rev-parse", "--verify", "HEAD"),
+        "git-status.txt": ("status", "--short", "--branch", "--untracked-files=all"),
+        "git-log.txt": ("log", "-20"),
+        "git-diff.txt": ("diff", "--binary", "HEAD"),
+    }
+    texts = {name: git(*command) for name, command in commands.items()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def git(*command: str) -> str | None:
+    """What a git command prints in the current directory; None where it fails, or git or a repository is missing."""
+    try:
+        done = subprocess.run(
+            ["git", *command], capture_output=True, timeout=_GIT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", errors="backslashreplace")

@@ -24,8 +24,7 @@ def make_actor(agent: Agent, pool: EnvPool, *, explore: bool, device: torch.devi
         ConfigurationError: it cannot.
     """
     if isinstance(agent, ForeignAgent):
-        agent.check_pool(pool)
-        return agent.act_on_host
+        return agent.actor(pool)
     return Actor(agent, explore=explore, device=device, dtype=dtype)
 
 

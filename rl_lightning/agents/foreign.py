@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class ForeignAgent(Agent):
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Nothing is made: the agent came ready."""
 
-    def check_pool(self, pool: EnvPool) -> None:
-        """Whether it can act in these envs.
+    def actor(self, pool: EnvPool) -> Callable[[ObsArray], tuple[Array, dict[str, Array]]]:
+        """A function that acts in these envs: observations [B, *O] -> actions [B, *A], and no extras.
 
         Raises:
             ConfigurationError: they are several and it acts in one, or they make it observe steps that never happened.
@@ -90,12 +91,12 @@ class ForeignAgent(Agent):
                 f"{pool.env} spends steps on resets (autoreset NEXT_STEP), which {name} would take for experience. "
                 "Use gymnasium.make_vec(..., vectorization_mode='sync') without vector wrappers, or GymEnvModule."
             )
-        self._in_batches = self._acts_in_batches and (pool.is_vector or not self._acts)
+        return partial(self._act_on_host, in_batches=self._acts_in_batches and (pool.is_vector or not self._acts))
 
-    def act_on_host(self, obs: ObsArray) -> tuple[Array, dict[str, Array]]:
-        """Observations [B, *O] -> actions [B, *A] that count from 0 and lie in the space."""
+    def _act_on_host(self, obs: ObsArray, *, in_batches: bool) -> tuple[Array, dict[str, Array]]:
+        self._in_batches = in_batches  # it is to observe in the same way
         rows = self._rows(obs)
-        action = np.asarray(self.foreign.batch_act(rows) if self._in_batches else [self.foreign.act(rows[0])])
+        action = np.asarray(self.foreign.batch_act(rows) if in_batches else [self.foreign.act(rows[0])])
         space = self.action_space
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
             action = action - space.start
@@ -122,7 +123,8 @@ class ForeignAgent(Agent):
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         with torch.enable_grad() if explore else self.evaluation_mode():
-            action, _ = self.act_on_host(tree_map(lambda tensor: tensor.cpu().numpy(), obs))
+            host_obs = tree_map(lambda tensor: tensor.cpu().numpy(), obs)
+            action, _ = self._act_on_host(host_obs, in_batches=self._acts_in_batches)
         return torch.from_numpy(action), {}
 
     @contextmanager

@@ -121,7 +121,10 @@ class Evaluation(pl.Callback):
         self.history.append({**agent, "eval_score": scores["mean"]})
         if self._scores is not None:
             row = {"steps": trainer.global_step, "episodes": trainer.num_episodes, "elapsed": self._elapsed()}
-            self._scores.write({**row, **{name: scores[name] for name in _SCORES}, **agent, **result.env_statistics})
+            row |= {name: scores[name] for name in _SCORES}
+            for whose, statistics in (("agent", agent), ("env", result.env_statistics)):
+                row |= {f"{whose}_{name}" if name in row else name: value for name, value in statistics.items()}
+            self._scores.write(row)
         extras = {f"agent/{name}": value for name, value in agent.items()}
         extras |= {f"env/{name}": value for name, value in result.env_statistics.items()}
         extras["extras/meanplusstdev"] = scores["mean"] + scores["stdev"]

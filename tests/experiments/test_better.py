@@ -1,0 +1,237 @@
+"""SEMANTICS.md section 4: where we are better, each as a test that the old behaviour would fail; and bad input."""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+from gymnasium.vector import SyncVectorEnv
+
+from rl_lightning import ConfigurationError, RLModule, Trainer
+from rl_lightning.callbacks import Evaluation
+from rl_lightning.envs import EnvRecipe, GymEnvModule
+from rl_lightning.evaluation import evaluate
+from rl_lightning.experiments import (
+    Evaluator,
+    train_agent,
+    train_agent_batch,
+    train_agent_batch_with_evaluation,
+    train_agent_with_evaluation,
+)
+from tests.experiments.scripted import Env, Evaluations, Told, Without, Worth, named
+from tests.trainer.helpers import quiet, small_ppo
+
+
+@pytest.fixture
+def log():
+    return []
+
+
+def vector(log, *lengths):
+    return SyncVectorEnv([partial(Env, log, own) for own in lengths])
+
+
+# ---- evaluation envs -------------------------------------------------------------------------------------------------
+
+
+def test_in_batch_evaluation_gets_envs_of_its_own(log, tmp_path):
+    """Every observation that the agent acts on in training follows from its last action."""
+    made = []
+
+    def make():
+        made.append(Env(log, (5,), name=f"{len(made)} "))
+        return made[-1]
+
+    hook = Evaluations()
+    train_agent_batch_with_evaluation(Told(log), EnvRecipe(make, 2), 12, None, 1, 4, tmp_path, evaluation_hooks=[hook])
+    assert len(made) == 4
+    assert [call[1] for call in named(log, "act")] == [[[i // 5, i % 5]] * 2 for i in range(6)]
+    assert len(hook.calls) == 3
+
+
+def test_in_batch_a_bare_vector_env_cannot_be_evaluated_in(log, tmp_path):
+    envs = vector(log, (5,), (5,))
+    for eval_env in (None, envs):
+        with pytest.raises(ConfigurationError, match="eval_env is needed|in the training env itself"):
+            train_agent_batch_with_evaluation(Told(log), envs, 12, None, 1, 4, tmp_path, eval_env=eval_env)
+    assert not named(log, "step")
+
+
+def test_in_sync_a_bare_env_is_evaluated_in_between_its_episodes(log, tmp_path):
+    """Training episodes 0 and 1, evaluation in episode 2, training goes on in episode 3."""
+    train_agent_with_evaluation(Told(log), Env(log, (2,)), 6, None, 1, 4, tmp_path)
+    assert [call[1] for call in named(log, "act")] == [[0, 0], [0, 1], [1, 0], [1, 1], [3, 0], [3, 1]]
+    assert [call[1] for call in named(log, "eval act")] == [[2, 0], [2, 1]]
+    assert len(named(log, "reset")) == 4
+
+
+def test_in_sync_an_env_that_says_how_it_was_made_is_left_alone(tmp_path):
+    env = gym.make("CartPole-v1")
+    hook = Evaluations()
+    train_agent_with_evaluation(small_ppo(), env, 60, None, 1, 20, tmp_path, evaluation_hooks=[hook])
+    assert {call["env"].unwrapped is env.unwrapped for call in hook.calls} == {False}
+
+
+@pytest.mark.parametrize("env", ["itself", "wrapped"])
+def test_a_trainer_refuses_to_evaluate_in_the_middle_of_an_episode(env, log, tmp_path):
+    train = Env(log)
+    evaluation = Evaluation(1, every_n_steps=4, env=train if env == "itself" else gym.wrappers.TimeLimit(train, 5))
+    with pytest.raises(ConfigurationError, match=r"in the training env itself.*at_episode_end=True"):
+        Trainer(max_steps=9, **quiet(evaluation)).fit(Told(log), train)
+    assert not named(log, "step")
+
+
+def test_an_evaluation_by_steps_ends_with_a_reset(log):
+    evaluate(Told(log), Env(log, (9,)), num_steps=2)
+    assert [call[4] for call in named(log, "eval observe")] == [False, True]
+
+
+# ---- going on in the same directory ----------------------------------------------------------------------------------
+
+
+def rows(path):
+    return [line.split("\t")[:4:3] for line in (path / "scores.txt").read_text().splitlines()[1:]]
+
+
+def go_on(log, tmp_path, offset, steps, scores):
+    agent = Told(log)
+    train_agent_with_evaluation(
+        agent, Env([], (1,)), steps, None, 1, 1, tmp_path, step_offset=offset, eval_env=Worth(scores)
+    )
+    return agent
+
+
+def test_earlier_rows_are_kept_up_to_the_offset(log, tmp_path):
+    go_on(log, tmp_path, 0, 4, [1, 2, 3, 4])
+    go_on(log, tmp_path, 2, 4, [7, 8])
+    assert rows(tmp_path) == [["1", "1.0"], ["2", "2.0"], ["3", "7.0"], ["4", "8.0"]]
+
+
+def test_the_best_agent_is_not_overwritten_by_a_worse_one(log, tmp_path):
+    """The first run's best is of step 4, which is after the offset; 4.0 is only matched, then beaten."""
+    first = go_on(log, tmp_path, 0, 4, [1, 2, 3, 4])
+    best = tmp_path / "best/num_acts"
+    assert int(best.read_text()) == first.num_acts
+    go_on(log, tmp_path, 2, 4, [1, 4])
+    assert int(best.read_text()) == first.num_acts
+    second = go_on(log, tmp_path, 4, 5, [5])
+    assert int(best.read_text()) == second.num_acts != first.num_acts
+
+
+def test_our_own_agent_goes_on_with_its_networks_and_optimizer(tmp_path):
+    agent = small_ppo(lr=0.1)
+    train_agent(agent, "CartPole-v1", 16, tmp_path / "a")
+    before = torch.cat([parameter.detach().flatten() for parameter in agent.parameters()]).clone()
+    seen = []
+
+    def look(env, agent, step):
+        seen.append((step, torch.cat([parameter.detach().flatten() for parameter in agent.parameters()]).clone()))
+
+    train_agent(agent, "CartPole-v1", 24, tmp_path / "b", step_offset=16, step_hooks=[look])
+    assert seen[0][0] == 17 and torch.equal(seen[0][1], before)
+    (optimizer,) = RLModule(agent).named_optimizers().values()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3 * 4}  # 3 rollouts of 8
+
+
+# ---- atomic ----------------------------------------------------------------------------------------------------------
+
+
+class Torn(Told):
+    """Writes half of itself, and then the disk is full."""
+
+    full = False
+
+    def save(self, dirname):
+        super().save(dirname)
+        if self.full:
+            Path(dirname, "num_acts").write_text("to")
+            raise OSError(28, "No space left on device")
+
+
+def test_a_best_agent_that_cannot_be_written_leaves_the_one_before(log, tmp_path):
+    agent = Torn(log)
+
+    def fill_the_disk(env, given, step):
+        agent.full = step == 2
+
+    with pytest.raises(OSError, match="No space left"):
+        train_agent_with_evaluation(
+            agent, Env([], (1,)), 3, None, 1, 1, tmp_path, eval_env=Worth([1, 2, 3]), step_hooks=[fill_the_disk]
+        )
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best", "scores.txt"]
+    assert (tmp_path / "best/num_acts").read_text() == "2"
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", [train_agent, train_agent_batch])
+def test_an_outdir_that_cannot_be_written(train, log, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"outdir='.*file/out' cannot be written to"):
+        train(Told(log), Env(log), 9, tmp_path / "file/out")
+    assert not log
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_outdir_without_permission(log, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(ConfigurationError, match="cannot be written to"):
+        train_agent(Told(log), Env(log), 9, tmp_path)
+    assert not log
+
+
+def test_the_scores_of_another_run(log, tmp_path):
+    go_on(log, tmp_path, 0, 2, [1, 2])
+    before = (tmp_path / "scores.txt").read_text()
+    with pytest.raises(ConfigurationError, match=r"holds the scores.txt of another run.*step_offset"):
+        go_on(log, tmp_path, 0, 2, [1, 2])
+    assert (tmp_path / "scores.txt").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"steps": 5, "step_offset": 5}, "steps=5, step_offset=5"),
+        ({"steps": 5, "step_offset": -1}, "step_offset=-1"),
+        ({"steps": 5, "checkpoint_freq": 0}, "checkpoint_freq=0"),
+        ({"steps": 5, "max_episode_len": 0}, "max_episode_len=0"),
+        ({"steps": 5, "agent": "PPO"}, "str is no agent"),
+        ({"steps": 5, "env": 3}, "int"),
+        ({"steps": 5, "env": GymEnvModule("CartPole-v1", num_envs=2)}, "num_envs=2"),
+    ],
+)
+def test_other_arguments_that_cannot_work(arguments, match, log, tmp_path):
+    with pytest.raises(ConfigurationError, match=match):
+        train_agent(**{"agent": Told(log), "env": Env(log), "outdir": tmp_path, **arguments})
+    assert not log
+
+
+@pytest.mark.parametrize("interval", [0, -3])
+def test_an_interval_that_is_none(interval, log, tmp_path):
+    with pytest.raises(ConfigurationError, match=f"every_n_steps={interval}"):
+        Evaluator(Told(log), Env(log), None, 1, interval, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("eval_mode", r"no eval_mode\(\)"), ("save", r"no save\(dirname\)"), ("observe", "no agent")]
+)
+def test_a_foreign_agent_that_lacks_something(name, match, log, tmp_path):
+    agent = Without(log, name)
+    if name == "observe":
+        agent.__dict__["batch_observe"] = None
+    with pytest.raises(ConfigurationError, match=match):
+        train_agent_with_evaluation(agent, Env(log), 9, None, 1, 3, tmp_path, eval_env=Env(log))
+    assert not log
+
+
+def test_a_foreign_agent_needs_no_statistics(log, tmp_path):
+    _, history = train_agent_with_evaluation(
+        Without(log, "get_statistics"), Env(log), 3, None, 1, 3, tmp_path, eval_env=Env(log)
+    )
+    assert history == [{"eval_score": 3.0}]

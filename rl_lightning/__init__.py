@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rl_lightning.agents import A2C, DQN, PPO, Agent
+from rl_lightning.evaluation import evaluate
 from rl_lightning.types import ConfigurationError, EnvError, NonFiniteError, ShapeError, Transition, WorkerError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "Trainer",
     "Transition",
     "WorkerError",
+    "evaluate",
 ]
 
 

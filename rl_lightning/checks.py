@@ -74,12 +74,14 @@ def check_callbacks(trainer: Trainer, module: RLModule) -> None:
             _check_monitor(trainer, module, callback, monitor)
 
 
-def check_foreign_agent(trainer: Trainer, agent: ForeignAgent) -> None:
+def check_foreign_agent(trainer: Trainer, module: RLModule) -> None:
     """What the Trainer cannot do for an agent that learns by itself.
 
     Raises:
         ConfigurationError: the Trainer was told to take part in its learning, or it lacks a method that is needed.
     """
+    agent = module.agent
+    assert isinstance(agent, ForeignAgent)
     name = type(agent.foreign).__name__
     ours = {
         "gradient_clip_val": (trainer.gradient_clip_val, None),
@@ -90,6 +92,8 @@ def check_foreign_agent(trainer: Trainer, agent: ForeignAgent) -> None:
     for flag, (given, neutral) in ours.items():
         if given != neutral:
             raise ConfigurationError(f"Trainer({flag}={given!r}) does not reach {name}, which learns by itself.")
+    if module.memory is not None:
+        raise ConfigurationError(f"RLModule(memory=...) cannot teach {name}, which learns from what it observes.")
     if trainer.enable_validation:
         agent.check_evaluable()
     if trainer.checkpoint_callbacks:

@@ -161,7 +161,7 @@ class Trainer(pl.Trainer):
             self.val_check_interval = self._evaluation.every_n_steps
         check_callbacks(self, module)
         if isinstance(module.agent, ForeignAgent):
-            check_foreign_agent(self, module.agent)
+            check_foreign_agent(self, module)
         recipe = data.recipe("train")
         self._train_pool = recipe.make()
         try:
@@ -326,7 +326,7 @@ class Trainer(pl.Trainer):
         """Where the evaluation ran in the training env itself, training starts a new episode."""
         pool = self._evaluation_pools.get("val")
         if pool is not None and self._train_pool is not None and pool.env is self._train_pool.env:
-            self._train_pool.end_episodes(np.ones(pool.num_envs, np.bool_))
+            self._train_pool.abandon_episodes()
 
     def close_evaluation_pools(self) -> None:
         """Close the envs of evaluation, test and prediction."""

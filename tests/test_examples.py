@@ -9,7 +9,8 @@ EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"
 MAX_STEPS = {
     "dqn_cartpole": 2_000,
     "dqn_acrobot": 1_600,
-    "optuna_study": 800, "pfrl_agent": 1_200,
+    "optuna_study": 800,
+    "pfrl_agent": 1_200,
     "ppo_lunarlander": 17_000,
     "ppo_pendulum": 4_500,
 }

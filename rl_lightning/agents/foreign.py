@@ -144,10 +144,7 @@ class ForeignAgent(Agent):
         return ObservingMemory(self)
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
-        raise ConfigurationError(
-            f"{type(self.foreign).__name__} learns from what it observes: RLModule(agent, memory=...) cannot teach it. "
-            "Leave the memory out."
-        )
+        raise AssertionError("nobody calls this: its memory has no batches")
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """None: it has its own."""

@@ -55,6 +55,12 @@ class LinearInterpolation(pl.Callback):
         """
         if stage != "fit":
             return
+        if pl_module.agent.learns_by_itself:
+            raise ConfigurationError(
+                f"LinearInterpolation(target={self.target!r}) does not reach {type(pl_module.given_agent).__name__}, "
+                "which learns by itself. Use StepHooks([LinearInterpolationHook(total_steps, start_value, stop_value, "
+                "setter)]), whose setter puts the value where it belongs."
+            )
         if self.target != "learning_rate" and self.target not in pl_module.agent.tunables:
             known = ", ".join([*pl_module.agent.tunables, "learning_rate"])
             raise ConfigurationError(

@@ -123,6 +123,10 @@ class EnvPool(ABC):
             ConfigurationError: the vector env can only be reset as a whole.
         """
 
+    @abstractmethod
+    def abandon_episodes(self) -> None:
+        """Somebody else has stepped the envs: all begin anew, whatever they were doing."""
+
     def close(self) -> None:
         """Close the envs, unless the user lent them. May be called twice."""
 
@@ -191,6 +195,9 @@ class SinglePool(EnvPool):
 
     def end_episodes(self, mask: Mask) -> None:
         self._over = self._over or bool(mask[0])
+
+    def abandon_episodes(self) -> None:
+        self._over = True
 
     def close(self) -> None:
         if not (self.is_lent or self._closed):

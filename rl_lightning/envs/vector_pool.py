@@ -33,15 +33,15 @@ class VectorPool(EnvPool):
                 reset: gymnasium's own vector envs, and others whose autoreset is DISABLED.
             owns_env: whether `close` closes the vector env.
         Raises:
-            ConfigurationError: not a vector env, a space that cannot be served, or `max_episode_len` where no episode
-                can be ended from outside.
+            ConfigurationError: not a vector env, a space that cannot be served, `max_episode_len` where no episode can
+                be ended from outside, or an AsyncVectorEnv that would reset twice.
             EnvError: the vector env does not say its autoreset mode.
         """
         check_is_env(env)
         self.env, self.num_envs, self.is_lent = env, env.num_envs, not owns_env
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._mode = autoreset_mode(env)
-        self.can_seed_each = _can_be_told_to_reset(env.unwrapped, self._mode)
+        self.can_seed_each = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self.can_reset_some = self.can_seed_each or self._mode == AutoresetMode.DISABLED
         if max_episode_len and not self.can_reset_some:
             raise ConfigurationError(
@@ -49,9 +49,14 @@ class VectorPool(EnvPool):
                 "itself. Wrap each env in gymnasium.wrappers.TimeLimit before making the vector env, or give an id or "
                 "a factory of one env instead."
             )
-        # a vector wrapper that counts or averages observations would see those of a reset twice: left to itself
         next_step = self._mode == AutoresetMode.NEXT_STEP
-        self.spends_steps_on_resets = next_step and not _can_be_told_to_reset(env, self._mode)
+        if next_step and isinstance(env.unwrapped, AsyncVectorEnv) and not env.unwrapped.shared_memory:
+            raise ConfigurationError(
+                f"{env}: without shared memory, AsyncVectorEnv with NEXT_STEP autoreset forgets that it was reset, and "
+                "resets again in the next step. Make it with shared_memory=True, or another autoreset_mode."
+            )
+        # a vector wrapper that counts or averages observations would see those of a reset twice: left to itself
+        self.spends_steps_on_resets = next_step and not isinstance(env, SyncVectorEnv | AsyncVectorEnv)
         owned = isinstance(env, SyncVectorEnv | AsyncVectorEnv) and env.copy
         self._reader = ObsReader(self.observation_space, self.num_envs, owned=owned)
         self._to_action = ActionReader(self.action_space, self.num_envs).batch
@@ -73,16 +78,15 @@ class VectorPool(EnvPool):
     def begin_episodes(self, seeds: Seeds | None = None) -> ObsArray:
         if self._over is None:
             return self._obs
-        over, self._over = self._over, None
+        mask = self._over if self._reset_by_itself is None else self._over & ~self._reset_by_itself
         if seeds is not None:
             self._check_seeds()
-        elif self._reset_by_itself is not None:
-            over = over & ~self._reset_by_itself
-        if not over.any():
-            return self._obs
-        if over.all():
-            return self.reset(seeds)
-        return self._reset_some(over, seeds)
+            mask = mask | (self._over & np.array([seed is not None for seed in seeds]))
+        if mask.any():
+            whole = mask.all() or not self.can_reset_some
+            self._obs = self.reset(seeds) if whole else self._reset_some(mask, seeds)
+        self._over = None
+        return self._obs
 
     def step(self, action: Array) -> Step:
         result = self.env.step(self._to_action(action))
@@ -96,7 +100,7 @@ class VectorPool(EnvPool):
         terminated, truncated = np.array(raw_terminated, np.bool_), np.array(raw_truncated, np.bool_)
         valid = None
         if self._reset_by_itself is not None:
-            if self.spends_steps_on_resets:
+            if self.spends_steps_on_resets and self._reset_by_itself.any():
                 valid = ~self._reset_by_itself
                 reward[self._reset_by_itself] = 0.0
                 terminated &= valid
@@ -116,13 +120,18 @@ class VectorPool(EnvPool):
         return Step(obs, reward, terminated, truncated, valid, infos)
 
     def end_episodes(self, mask: Mask) -> None:
-        over = mask if self._over is None else self._over | mask
+        if not mask.any():
+            return
+        over = mask.copy() if self._over is None else self._over | mask
         if not (self.can_reset_some or over.all()):
             raise ConfigurationError(
                 f"{self.env} cannot reset some of its envs: gymnasium's vector envs can, and others with "
                 'metadata["autoreset_mode"] DISABLED and reset(options={"reset_mask": mask}).'
             )
-        self._over = over if over.any() else None
+        self._over = over
+
+    def abandon_episodes(self) -> None:
+        self._over, self._reset_by_itself = np.ones(self.num_envs, np.bool_), None
 
     def close(self) -> None:
         if not (self.is_lent or self._closed):
@@ -157,7 +166,6 @@ class VectorPool(EnvPool):
         self._lengths[mask] = 0
         merged = copy_obs(self._obs)
         _assign(merged, mask, fresh, mask)
-        self._obs = merged
         return merged
 
     def _check_seeds(self) -> None:
@@ -180,12 +188,6 @@ class VectorPool(EnvPool):
             raise EnvError(f"rewards of shape {reward.shape}: {self.num_envs} envs must give ({self.num_envs},).")
         if not all_finite(reward):
             raise non_finite("reward", reward, self.num_steps)
-
-
-def _can_be_told_to_reset(env: VectorEnv[Any, Any, Any], mode: AutoresetMode) -> bool:
-    """Whether it resets some of its envs on request. AsyncVectorEnv without shared memory forgets that it did."""
-    is_async = isinstance(env, AsyncVectorEnv) and (env.shared_memory or mode != AutoresetMode.NEXT_STEP)
-    return is_async or isinstance(env, SyncVectorEnv)
 
 
 def autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -307,7 +307,7 @@ def _keyboard_interrupt(directories: AgentDirectories) -> Iterator[None]:
         yield
     except SystemExit:
         if isinstance(directories.exception, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, handler)
+            signal.signal(signal.SIGINT, handler or signal.default_int_handler)
             raise directories.exception from None
         raise
 

@@ -6,9 +6,11 @@ python -m tests.benchmarks.pfrl_agents DQN --steps 20000 --seeds 0 1 2 3 4
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import tempfile
 import time
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, seed: int, train: Any, wrap: Any) -> tuple[Any, list[float], float]:
     """Train once; returns the agent, its scores, and how long it took."""
     agent = AGENTS[arguments.agent](seed)
-    with tempfile.TemporaryDirectory() as outdir:
+    with tempfile.TemporaryDirectory() as outdir, redirect_stdout(io.StringIO()):  # no progress bar
         started = time.perf_counter()
         _, history = train(
             agent,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rl_lightning import Trainer, experiments
+from rl_lightning import RLModule, Trainer, experiments
 from rl_lightning.envs import GymEnvModule
 from rl_lightning.experiments import (
     EvaluationHook,
@@ -267,10 +268,12 @@ def test_6_what_was_learned_is_saved_when_something_fails(batch, error, log, tmp
         if step == 4:
             raise error
 
+    handler = signal.getsignal(signal.SIGINT)
     train, env = (train_agent_batch, vector(log, (9,), (9,))) if batch else (train_agent, Env(log))
     with pytest.raises(type(error)) as raised:
         train(Told(log), env, 9, tmp_path, step_hooks=[hook])
     assert raised.value is error
+    assert signal.getsignal(signal.SIGINT) is handler
     assert directories(tmp_path) == ["4_except"]
 
 
@@ -331,6 +334,8 @@ def test_8_history_of_our_own_agents(tmp_path):
         agent, GymEnvModule("CartPole-v1", num_envs=2), 64, None, 2, 32, tmp_path
     )
     assert given is agent
+    best = RLModule.load_from_checkpoint(tmp_path / "best/agent.ckpt").agent
+    assert type(best) is type(agent)
     assert [set(row) > {"eval_score", "value_loss", "policy_loss"} for row in history] == [True, True]
 
 

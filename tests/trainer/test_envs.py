@@ -1,5 +1,7 @@
 """Every kind of env, space and autoreset mode trains through the whole Trainer."""
 
+import functools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -200,3 +202,15 @@ def test_max_episode_len():
     trainer.fit(RLModule(small_ppo()), EnvRecipe(lambda: Counting(50), num_envs=2, max_episode_len=6))
     assert set(trainer.rl_strategy.episodes.recent_lengths) == {6}
     assert trainer.callback_metrics["eval/length_mean"] == 6
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_max_episode_len_of_a_users_vector_env(mode):
+    """Episodes of 2 and 50 steps under a limit of 6; evaluation makes vector envs of its own, under the same limit."""
+    steps = Steps()
+    trainer = Trainer(max_steps=60, **quiet(steps, Evaluation(num_episodes=4)))
+    factory = functools.partial(SyncVectorEnv, [lambda: Counting(2), lambda: Counting(50)], autoreset_mode=mode)
+    trainer.fit(RLModule(small_ppo()), EnvRecipe(factory, max_episode_len=6))
+    assert set(trainer.rl_strategy.episodes.recent_lengths) == {2, 6}
+    assert steps.gaps == 0 and steps.num_steps == trainer.global_step
+    assert trainer.callback_metrics["eval/max"] == 6 and trainer.callback_metrics["eval/min"] == 2

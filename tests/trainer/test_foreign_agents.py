@@ -11,8 +11,9 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 
 from rl_lightning import ConfigurationError, RLModule, Trainer
-from rl_lightning.callbacks import StepHooks
+from rl_lightning.callbacks import LinearInterpolation, StepHooks
 from rl_lightning.envs import EnvRecipe, GymEnvModule
+from rl_lightning.memory import ReplayMemory
 from tests.experiments.scripted import Env, Steps, Told, Without, named
 from tests.trainer.helpers import quiet, small_ppo
 
@@ -98,6 +99,28 @@ def test_what_the_trainer_cannot_do_for_a_foreign_agent(arguments, match, log):
     with pytest.raises(ConfigurationError, match=match):
         Trainer(max_steps=9, **arguments, **quiet()).fit(Told(log), Env(log))
     assert not log
+
+
+@pytest.mark.parametrize("target", ["learning_rate", "epsilon"])
+def test_our_schedules_do_not_reach_a_foreign_agent(target, log):
+    schedule = LinearInterpolation(target, start_value=1.0, stop_value=0.0)
+    with pytest.raises(ConfigurationError, match="does not reach Told.*StepHooks"):
+        Trainer(max_steps=9, **quiet(schedule)).fit(Told(log), Env(log))
+    assert not log
+
+
+def test_a_memory_cannot_teach_a_foreign_agent(log):
+    memory = ReplayMemory(9, num_envs=1, batch_size=2, learning_starts=2)
+    with pytest.raises(ConfigurationError, match=r"RLModule\(memory=...\) cannot teach Told"):
+        Trainer(max_steps=9, **quiet()).fit(RLModule(Told(log), memory), Env(log))
+    assert not log
+
+
+def test_acting_by_hand_is_acting_at_its_best(log):
+    module = RLModule(Told(log))
+    module.build(Env.observation_space, Env.action_space)
+    assert module(torch.zeros(2, 2)).tolist() == [1, 2]
+    assert named(log, "eval act")
 
 
 def test_a_foreign_agent_for_one_env_in_several(log):

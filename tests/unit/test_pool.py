@@ -88,6 +88,24 @@ def test_an_episode_can_begin_with_a_seed():
     assert pool.env.seeds == [0, 7]
 
 
+def test_one_env_may_be_given_its_seed_in_a_list():
+    pool = SinglePool(Scripted((1,)))
+    pool.reset([5]), pool.reset([None])
+    go(pool)
+    pool.begin_episodes([None])
+    assert pool.env.seeds == [5, None, None]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_one_env_is_reset_once_whatever_ended_its_episode(ended):
+    pool = started(Scripted((1 if ended else 9,)))
+    go(pool)
+    pool.end_episodes(np.array([True])), pool.end_episodes(np.array([False]))
+    assert pool.env.seeds == [0]
+    pool.begin_episodes(), pool.begin_episodes()
+    assert pool.env.seeds == [0, None]
+
+
 def test_max_episode_len_truncates():
     pool = started(Scripted((100,)), max_episode_len=2)
     flags = [step.truncated[0] for step in go(pool, 4)]
@@ -406,13 +424,19 @@ def test_each_env_lives_as_if_it_were_alone(mode, kind, lengths, truncates, seed
         assert len(mine) == 12
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_each_env_lives_as_if_it_were_alone_in_its_own_process(mode):
+PROCESSES = [(mode, shared) for mode in MODES for shared in (True, False) if shared or mode != MODES[0]]
+"""Without shared memory, gymnasium's processes with NEXT_STEP are refused."""
+
+
+@pytest.mark.parametrize(("mode", "shared"), PROCESSES)
+def test_each_env_lives_as_if_it_were_alone_in_its_own_process(mode, shared):
     factories = [scripted([2, 1], Nested, rewards=(1, 2, 3)), scripted([3], Nested, rewards=(4, 5))]
-    pool = VectorPool(AsyncVectorEnv(factories, context="forkserver", autoreset_mode=mode, copy=False))
+    kwargs = {"context": "forkserver", "autoreset_mode": mode, "copy": False, "shared_memory": shared}
+    pool = VectorPool(AsyncVectorEnv(factories, **kwargs))
     try:
         for factory, mine in zip(factories, transitions(pool, np.ones((7, 2), int)), strict=True):
             assert mine == alone(factory, mine)
+            assert len(mine) == 7
     finally:
         pool.close()
 
@@ -441,15 +465,55 @@ def test_next_step_rows_that_only_reset_are_not_valid():
     assert steps[1].next_obs.tolist() == [[1.0, 0.0], [0.0, 2.0]]
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
-def test_without_shared_memory_gymnasiums_processes_reset_by_themselves(shared_memory):
-    env = AsyncVectorEnv([scripted((1,))], shared_memory=shared_memory, context="forkserver")
-    pool = VectorPool(env)
+def test_a_wrapped_vector_env_that_is_told_to_reset_spends_no_step_on_it():
+    """Env 0 ends at step 1 and is seeded, env 1 ends at step 2 and resets itself at step 3."""
+    pool = VectorPool(RecordEpisodeStatistics(vector(scripted((1, 9)), scripted((2,)), mode=AutoresetMode.NEXT_STEP)))
+    go(pool)
+    assert pool.begin_episodes([7, 8]).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    steps = go(pool, 2)
+    assert steps[0].valid is None and steps[1].valid.tolist() == [True, False]
+    assert steps[0].next_obs.tolist() == [[1.0, 1.0], [0.0, 2.0]]
+    assert steps[1].next_obs.tolist() == [[1.0, 2.0], [1.0, 0.0]]
+    assert [env.seeds for env in pool.env.unwrapped.envs] == [[None, 7], [None, None]]
+
+
+def test_rows_that_only_reset_do_not_count_towards_max_episode_len():
+    """Env 0 (lengths 1, 9) under a limit of 3 spends step 2 on its reset and is cut off at step 5, episode 1's third.
+
+    What is cut off is told to reset: no step is spent on that.
+    """
+    inner = vector(scripted((1, 9)), scripted((9,)), mode=AutoresetMode.NEXT_STEP)
+    pool = VectorPool(RecordEpisodeStatistics(inner), max_episode_len=3)
+    steps = go(pool, 6)
+    assert [None if step.valid is None else step.valid.tolist() for step in steps] == [None, [False, True], *[None] * 4]
+    assert [step.terminated.tolist() for step in steps] == [[True, False], *[[False] * 2] * 4, [True, False]]
+    assert [step.truncated.tolist() for step in steps] == [
+        [False, False], [False, False], [False, True], [False, False], [True, False], [False, True],
+    ]  # fmt: skip
+    assert [step.next_obs.tolist() for step in steps[3:]] == [
+        [[1.0, 2.0], [1.0, 1.0]], [[1.0, 3.0], [1.0, 2.0]], [[2.0, 1.0], [1.0, 3.0]],
+    ]  # fmt: skip
+
+
+def test_a_third_partys_next_step_rows_are_not_valid_whatever_they_say():
+    """Two envs that count to three: step 4 only resets, and says otherwise."""
+    pool = VectorPool(OwnNextStep())
+    assert pool.spends_steps_on_resets and not pool.can_reset_some and not pool.can_seed_each
+    steps = go(pool, 5)
+    assert [step.next_obs[:, 0].tolist() for step in steps] == [[1.0] * 2, [2.0] * 2, [3.0] * 2, [0.0] * 2, [1.0] * 2]
+    assert [step.terminated.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2, *[[False] * 2] * 2]
+    assert [None if step.valid is None else step.valid.tolist() for step in steps] == [*[None] * 3, [False] * 2, None]
+    assert steps[3].reward.tolist() == [0.0] * 2 and not steps[3].truncated.any()
+
+
+def test_processes_that_forget_a_reset_are_refused():
+    """Without shared memory, gymnasium's AsyncVectorEnv resets again in the step after a reset that was asked for."""
+    env = AsyncVectorEnv([scripted((1,))], shared_memory=False, context="forkserver")
     try:
-        assert pool.spends_steps_on_resets != shared_memory
-        assert [step.valid is None for step in go(pool, 2)] == [True, shared_memory]
+        with pytest.raises(ConfigurationError, match="forgets that it was reset.*shared_memory=True"):
+            VectorPool(env)
     finally:
-        pool.close()
+        env.close()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -458,6 +522,17 @@ def test_nothing_is_copied_where_no_episode_ended(mode):
     pool.reset()
     step = pool.step(GO)
     assert pool.begin_episodes() is step.next_obs and step.valid is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_has_begun_does_not_begin_again(mode):
+    pool = VectorPool(vector(scripted((1,)), scripted((9,)), mode=mode))
+    assert pool.reset() is pool.begin_episodes([7, 8])
+    go(pool)
+    first = pool.begin_episodes()
+    assert pool.begin_episodes() is first and pool.begin_episodes([7, 8]) is first
+    assert first.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert [env.seeds for env in pool.env.envs] == [[None, None], [None]]
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -484,9 +559,72 @@ def test_episodes_can_be_ended_from_outside(mode, ended):
     pool.end_episodes(np.array([False, True]))
     assert pool.begin_episodes().tolist() == [[0.0, 1.0], [1.0, 0.0]]
     assert pool.begin_episodes().tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    assert [len(env.seeds) for env in pool.env.envs] == [1, 2]
     step = pool.step(np.array([0, 0]))
     assert step.next_obs.tolist() == [[0.0, 2.0], [1.0, 1.0]]
     assert step.valid is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whatever_ended_episodes_each_env_is_reset_once(mode):
+    """Env 0 ends by itself, env 1 is ended, env 2 too but by another call, env 3 goes on."""
+    pool = VectorPool(vector(scripted((1,)), *[scripted((9,))] * 3, mode=mode))
+    go(pool)
+    for ended in ([True, True, False, False], [False] * 4, [False, False, True, False]):
+        pool.end_episodes(np.array(ended))
+    assert [env.episode for env in pool.env.envs] == [int(mode == AutoresetMode.SAME_STEP), 0, 0, 0]
+    assert pool.begin_episodes().tolist() == [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    assert [len(env.seeds) for env in pool.env.envs] == [2, 2, 2, 1]
+    assert go(pool)[0].next_obs.tolist() == [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_episodes_can_be_ended_at_once(mode):
+    pool = VectorPool(vector(scripted((9,)), scripted((9,)), mode=mode))
+    go(pool)
+    pool.end_episodes(np.array([True, True]))
+    assert pool.begin_episodes([7, None]).tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    assert [env.seeds for env in pool.env.envs] == [[None, 7], [None, None]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_episode_ended_from_outside_starts_the_limit_anew(mode):
+    pool = VectorPool(vector(scripted((9,)), scripted((9,)), mode=mode), max_episode_len=3)
+    go(pool, 2)
+    pool.end_episodes(np.array([True, False]))
+    assert [step.truncated.tolist() for step in go(pool, 3)] == [[False, True], [False] * 2, [True, False]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_episode_ended_from_outside_inside_a_wrapper_spends_no_step(mode):
+    """Nor is what ended by itself reset twice: with NEXT_STEP it still spends its step."""
+    inner = vector(scripted((1, 9)), scripted((9,)), mode=mode)
+    pool = VectorPool(RecordEpisodeStatistics(inner))
+    go(pool)
+    pool.end_episodes(np.array([True, True]))
+    spends = mode == AutoresetMode.NEXT_STEP
+    assert pool.begin_episodes().tolist() == [[0.0, 1.0] if spends else [1.0, 0.0], [1.0, 0.0]]
+    steps = go(pool, 2)
+    assert steps[1].next_obs.tolist() == [[1.0, 1.0 if spends else 2.0], [1.0, 2.0]]
+    assert (steps[0].valid.tolist() if spends else steps[0].valid) == ([False, True] if spends else None)
+    assert [len(env.seeds) for env in inner.envs] == [2, 2]
+
+
+@pytest.mark.parametrize(("mode", "shared"), PROCESSES)
+def test_episodes_in_their_own_processes_are_ended_and_seeded(mode, shared):
+    """Env 0 ends by itself, env 1 is ended. SAME_STEP has reset env 0 before it is reset with its seed."""
+    kwargs = {"context": "forkserver", "autoreset_mode": mode, "shared_memory": shared}
+    pool = VectorPool(AsyncVectorEnv([scripted((1, 9, 9)), scripted((9,))], **kwargs))
+    same_step = mode == AutoresetMode.SAME_STEP
+    try:
+        pool.reset(3)
+        go(pool)
+        pool.end_episodes(np.array([False, True]))
+        assert pool.begin_episodes([7, None]).tolist() == [[1.0 + same_step, 0.0], [1.0, 0.0]]
+        assert pool.env.get_attr("seeds") == ([3, None, 7] if same_step else [3, 7], [4, None])
+        assert go(pool)[0].next_obs.tolist() == [[1.0 + same_step, 1.0], [1.0, 1.0]]
+    finally:
+        pool.close()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -494,8 +632,9 @@ def test_no_env_is_reset_before_its_next_episode_begins(mode):
     """SAME_STEP is what the user chose, and resets in the step itself."""
     pool = VectorPool(vector(scripted((1,)), scripted((9,)), mode=mode))
     go(pool)
-    assert [env.episode for env in pool.env.envs] == [int(mode == AutoresetMode.SAME_STEP), 0]
+    assert [len(env.seeds) for env in pool.env.envs] == [1 + (mode == AutoresetMode.SAME_STEP), 1]
     pool.begin_episodes()
+    assert [len(env.seeds) for env in pool.env.envs] == [2, 1]
     assert [env.episode for env in pool.env.envs] == [1, 0]
 
 
@@ -504,7 +643,7 @@ def test_each_episode_can_begin_with_its_own_seed(mode):
     pool = VectorPool(vector(scripted((1,)), scripted((2,)), mode=mode))
     pool.reset([3, 4])
     go(pool)
-    pool.begin_episodes([11, None])
+    pool.begin_episodes([11, 99])  # env 1 is in the middle of its episode, and left alone
     pool.step(np.array([0, 0]))
     pool.begin_episodes([22, 33])
     by_itself = [None] if mode == AutoresetMode.SAME_STEP else []
@@ -520,6 +659,21 @@ def test_max_episode_len_truncates_in_every_mode(mode):
     assert [step.truncated.tolist() for step in steps] == [[False] * 2, [False] * 2, [False, True], [False] * 2]
     assert steps[2].next_obs.tolist() == [[1.0, 1.0], [0.0, 3.0]]
     assert steps[3].next_obs.tolist() == [[1.0, 2.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_episodes_that_end_by_themselves_at_the_limit_are_both_in_every_mode(mode):
+    """Lengths 2 and 9 under a limit of 2, twice: env 0 terminates where env 1 is only cut off."""
+    pool = VectorPool(vector(scripted((2,)), scripted((9,)), mode=mode), max_episode_len=2)
+    steps = go(pool, 4)
+    assert [step.terminated.tolist() for step in steps] == [[False] * 2, [True, False]] * 2
+    assert [step.truncated.tolist() for step in steps] == [[False] * 2, [True] * 2] * 2
+    assert [step.next_obs.tolist() for step in steps] == [
+        [[0.0, 1.0]] * 2, [[0.0, 2.0]] * 2, [[1.0, 1.0]] * 2, [[1.0, 2.0]] * 2,
+    ]  # fmt: skip
+    assert all(step.valid is None for step in steps)
+    assert pool.begin_episodes().tolist() == [[2.0, 0.0]] * 2
+    assert [len(env.seeds) for env in pool.env.envs] == [3, 3]
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
@@ -560,6 +714,18 @@ class Own(VectorEnv):
         over, last = self.t[:, 0] == 3.0, self.t.copy()
         self.t[over] = 0.0
         return self.t, np.ones(2), over, np.zeros(2, bool), {"final_obs": last} if self.final_obs else {}
+
+
+class OwnNextStep(Own):
+    """The same with NEXT_STEP, and with nonsense in place of the reward and the flag of a step that only resets."""
+
+    def __init__(self) -> None:
+        super().__init__(AutoresetMode.NEXT_STEP)
+
+    def step(self, actions: Any) -> Any:
+        resets = self.t[:, 0] == 3.0
+        self.t = np.where(resets[:, None], 0.0, self.t + 1.0).astype(np.float32)
+        return self.t, np.where(resets, 7.0, 1.0), self.t[:, 0] == 3.0, resets.copy(), {}
 
 
 def test_final_observations_may_come_as_one_array():
@@ -625,3 +791,108 @@ def test_an_exception_in_an_envs_own_process_comes_through(monkeypatch):
             pool.step(GO)
     finally:
         pool.close()
+
+
+# ---- several pools, and failures, on the same envs -------------------------------------------------------------------
+
+
+class Whole(VectorEnv):
+    """A user's vector env that resets only as a whole. Observation: [episode, step within it]."""
+
+    def __init__(self, mode: AutoresetMode, lengths: tuple[int, ...]) -> None:
+        self.num_envs, self.metadata, self.mode = len(lengths), {"autoreset_mode": mode}, mode
+        self.single_observation_space, self.single_action_space = LOW_HIGH, spaces.Discrete(2)
+        self.lengths, self.done = np.array(lengths), np.zeros(len(lengths), bool)
+        self.obs = np.full((self.num_envs, 2), -1, np.float32)
+
+    def begin(self, mask: Any) -> None:
+        self.obs[mask, 0] += 1
+        self.obs[mask, 1] = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.begin(slice(None))
+        self.done[:] = False
+        return self.obs.copy(), {}
+
+    def step(self, actions: Any) -> Any:
+        resets = self.done & (self.mode == AutoresetMode.NEXT_STEP)
+        self.obs[~resets, 1] += 1
+        self.begin(resets)
+        done = self.done = (self.obs[:, 1] >= self.lengths) & ~resets
+        last = self.obs.copy()
+        if self.mode == AutoresetMode.SAME_STEP:
+            self.begin(done)
+        return self.obs.copy(), np.where(resets, 0.0, 1.0), done.copy(), np.zeros(len(done), bool), {"final_obs": last}
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, RecordEpisodeStatistics], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("mode", MODES)
+def test_after_somebody_else_has_used_the_envs_all_begin_anew(mode, wrap):
+    env = wrap(vector(scripted((1, 9)), scripted((9,)), mode=mode))
+    train, evaluation = VectorPool(env), VectorPool(env)
+    go(train)
+    evaluation.reset(0)
+    go(evaluation, 3)
+    train.abandon_episodes()
+    assert train.begin_episodes().tolist() == [inner.observe().tolist() for inner in env.unwrapped.envs]
+    assert all(inner.t == 0 for inner in env.unwrapped.envs)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_all_episodes_are_ended_where_only_the_whole_can_be_reset(mode):
+    pool = VectorPool(Whole(mode, (1, 9)))
+    go(pool)
+    pool.end_episodes(np.array([True, True]))
+    assert pool.begin_episodes().tolist() == pool.env.obs.tolist()
+    assert go(pool)[0].next_obs[:, 1].tolist() == [1.0, 1.0]
+
+
+def test_ending_nothing_is_always_possible():
+    pool = VectorPool(Whole(AutoresetMode.SAME_STEP, (1, 9)))
+    go(pool)
+    pool.end_episodes(np.array([False, False]))
+
+
+class FailsOnce(Scripted):
+    fails = False
+
+    def reset(self, **kwargs: Any) -> Any:
+        if self.fails:
+            self.fails = False
+            raise ValueError("sensor unplugged")
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_episode_that_cannot_begin_is_still_over(several):
+    env = FailsOnce((1,))
+    pool = VectorPool(vector(lambda: env, mode=AutoresetMode.DISABLED)) if several else SinglePool(env)
+    go(pool)
+    env.fails = True
+    with pytest.raises(ValueError, match="unplugged"):
+        pool.begin_episodes()
+    assert pool.begin_episodes().tolist() == [[1.0, 0.0]]
+
+
+def test_seeds_that_are_refused_leave_the_episodes_over():
+    pool = VectorPool(Whole(AutoresetMode.DISABLED, (1, 1)))
+    go(pool)
+    with pytest.raises(ConfigurationError, match="no seeds"):
+        pool.begin_episodes([1, 2])
+    assert pool.begin_episodes().tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_the_mask_stays_the_callers():
+    pool = VectorPool(vector(scripted((9,)), scripted((9,))))
+    go(pool)
+    mask = np.array([False, True])
+    pool.end_episodes(mask)
+    mask[:] = False
+    assert pool.begin_episodes().tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_an_env_that_has_reset_itself_is_reset_again_only_for_a_seed():
+    pool = VectorPool(vector(scripted((1, 9)), scripted((1, 9))))
+    go(pool)
+    pool.begin_episodes([None, 5])
+    assert [env.seeds for env in pool.env.envs] == [[None, None], [None, None, 5]]

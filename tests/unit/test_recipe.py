@@ -24,8 +24,6 @@ from rl_lightning.envs import EnvRecipe, SinglePool, VectorPool, as_recipe
 from rl_lightning.types import ConfigurationError, EnvError
 from tests.envs import GivesObservation, NeedsReset, OldReset, OldSeed, OldStep, ReusesMemory, Scripted, go
 
-BOTH = np.array([0, 0])
-
 
 def doubled(env: gym.Env) -> gym.Env:
     return TransformReward(env, lambda reward: 2 * reward)
@@ -123,6 +121,38 @@ def test_max_episode_len_cuts_episodes_off(num_envs):
     assert [step.truncated.tolist() for step in steps] == [[False] * num_envs, [True] * num_envs] * 2
     assert not any(step.terminated.any() for step in steps)
     assert steps[1].next_obs.tolist() == [[0.0, 2.0]] * num_envs
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_an_episode_that_ends_by_itself_at_the_limit_is_both(num_envs):
+    """Only `terminated` decides whether anything follows."""
+    step = go(EnvRecipe(lambda: Scripted((2,)), num_envs, max_episode_len=2).make(), 2)[-1]
+    assert step.terminated.tolist() == step.truncated.tolist() == [True] * num_envs
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_no_env_is_reset_before_its_next_episode_begins(num_envs):
+    """Episode 0 is cut off by the limit, episode 1 ends by itself and is followed by a seeded one."""
+    pool = EnvRecipe(lambda: Scripted((9, 1, 9)), num_envs, max_episode_len=2).make()
+    envs = [env.unwrapped for env in pool.env.envs] if num_envs > 1 else [pool.env]
+    pool.reset([4, 5][:num_envs])
+    seeds = [[4], [5]][:num_envs]
+    for begins in ([None, None], [7, 8]):
+        go(pool, 2 if begins[0] is None else 1)
+        assert [env.seeds for env in envs] == seeds
+        pool.begin_episodes(begins[:num_envs]), pool.begin_episodes(begins[:num_envs])
+        seeds = [[*mine, seed] for mine, seed in zip(seeds, begins, strict=False)]
+        assert [env.seeds for env in envs] == seeds
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("live", [False, True])
+def test_max_episode_len_cuts_off_in_a_users_vector_env_in_every_mode(mode, live):
+    factory = functools.partial(SyncVectorEnv, [lambda: Scripted((100,))] * 2, autoreset_mode=mode)
+    pool = EnvRecipe(factory() if live else factory, max_episode_len=2).make()
+    steps = go(pool, 4)
+    assert [step.truncated.tolist() for step in steps] == [[False] * 2, [True] * 2] * 2
+    assert steps[2].next_obs.tolist() == [[1.0, 1.0]] * 2 and all(step.valid is None for step in steps)
 
 
 def test_needs_reset_cuts_episodes_off_in_a_vector_env():

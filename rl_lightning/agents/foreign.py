@@ -94,15 +94,14 @@ class ForeignAgent(Agent):
         return partial(self._act_on_host, in_batches=self._acts_in_batches and (pool.is_vector or not self._acts))
 
     def _act_on_host(self, obs: ObsArray, *, in_batches: bool) -> tuple[Array, dict[str, Array]]:
-        self._in_batches = in_batches  # it is to observe in the same way
-        rows = self._rows(obs)
+        # past nn.Module's own __setattr__, which is slow; it is to observe in the same way
+        self.__dict__["_in_batches"] = in_batches
+        rows, space = self._rows(obs), self.action_space
         action = np.asarray(self.foreign.batch_act(rows) if in_batches else [self.foreign.act(rows[0])])
-        space = self.action_space
-        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-            action = action - space.start
-        elif isinstance(space, spaces.Box) and action.dtype.kind == "f":
-            action = np.clip(action, space.low, space.high)
-        return action, {}
+        if isinstance(space, spaces.Box):
+            return np.clip(action, space.low, space.high) if action.dtype.kind == "f" else action, {}
+        start = getattr(space, "start", 0)
+        return action - start if np.any(start) else action, {}
 
     def observe(self, next_obs: ObsArray, reward: Array, terminated: Array, reset: Array) -> None:
         """Tell it what followed its last actions; each argument [B, ...]."""
@@ -118,7 +117,9 @@ class ForeignAgent(Agent):
 
     def _rows(self, obs: ObsArray) -> list[Any]:
         """Each env's observation, nested as its space."""
-        num_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        if not isinstance(obs, dict):
+            return list(obs)
+        num_envs = len(next(iter(obs.values())))
         return [nest_obs(self.observation_space, obs, env) for env in range(num_envs)]
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:

@@ -27,17 +27,19 @@ class StepHooks(pl.Callback):
     def __init__(self, hooks: Sequence[Callable[[Any, Any, int], object]]) -> None:
         self.hooks = list(hooks)
         self._last = 0
+        self._env: Any = None
+        self._agent: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
         self._last = trainer.global_step
+        self._env, self._agent = trainer.train_env, pl_module.given_agent
 
     def on_env_step_end(self, trainer: Trainer, pl_module: RLModule, transition: Transition) -> None:
         """Call the hooks."""
-        env, agent = trainer.train_env, pl_module.given_agent
-        for step in range(self._last + 1, trainer.global_step + 1):
+        last, self._last = self._last, trainer.global_step
+        for step in range(last + 1, self._last + 1):
             for hook in self.hooks:
-                hook(env, agent, step)
-        self._last = trainer.global_step
+                hook(self._env, self._agent, step)
 
 
 class EvaluationHooks(pl.Callback):

@@ -108,8 +108,9 @@ class CheckpointsBetweenSteps(pl.Callback):
 
     def on_env_step_start(self, trainer: Trainer, pl_module: RLModule) -> None:
         """Save the agent if it is time to, and at least one step was taken."""
-        if trainer.global_step > self._start:
-            self._directories.checkpoint(trainer.train_env, pl_module.given_agent, trainer.global_step)
+        step = trainer.global_step
+        if step > self._start:
+            self._directories.checkpoint(None, None, step)
 
 
 class BestDirectory(BestAgent):

@@ -70,8 +70,8 @@ def train_agent(
         _recipe(env, max_episode_len),
         [
             directories,
-            CheckpointsBetweenSteps(directories),
-            StepHooks(step_hooks),
+            *([CheckpointsBetweenSteps(directories)] if checkpoint_freq is not None else []),
+            *([StepHooks(step_hooks)] if step_hooks else []),
             EpisodeLog(logger, Path(outdir)),
             *evaluation,
         ],

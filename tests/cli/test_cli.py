@@ -127,3 +127,37 @@ def test_python_m_is_the_command():
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, cwd=ROOT)
     assert "fit" in result.stdout
     assert "predict" in result.stdout
+
+
+VALUES = []
+
+
+def remember(env, agent, value):
+    VALUES.append(round(value, 3))
+
+
+def test_hooks_and_records_by_config(tmp_path):
+    """What scripts can do, configs can."""
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+        seed_everything: 0
+        model: {{agent: {{class_path: PPO, init_args: {{num_steps: 4, num_minibatches: 1}}}}}}
+        data: {{class_path: GymEnvModule, init_args: {{id: CartPole-v1}}}}
+        trainer:
+          max_steps: 5
+          default_root_dir: {tmp_path}
+          enable_progress_bar: false
+          callbacks:
+            - class_path: RunRecord
+            - class_path: StepHooks
+              init_args:
+                hooks:
+                  - class_path: rl_lightning.experiments.LinearInterpolationHook
+                    init_args:
+                      {{total_steps: 3, start_value: 1.0, stop_value: 0.0, setter: {__name__}.remember}}
+        """
+    )
+    main(["fit", f"--config={config}"])
+    assert sys.modules[__name__].VALUES == [1.0, 0.5, 0.0, 0.0, 0.0]
+    assert list(tmp_path.rglob("command.txt"))

@@ -41,16 +41,16 @@ def observation(obs):
 def dqn(seed=0):
     pfrl.utils.set_random_seed(seed)
     head = pfrl.q_functions.DiscreteActionValueHead()
-    network = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2), head)
-    explorer = pfrl.explorers.LinearDecayEpsilonGreedy(1.0, 0.05, 500, lambda: np.random.randint(2))
+    network = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2), head)
+    explorer = pfrl.explorers.LinearDecayEpsilonGreedy(1.0, 0.05, 5_000, lambda: np.random.randint(2))
     return pfrl.agents.DQN(
         network,
         torch.optim.Adam(network.parameters(), lr=1e-3),
-        pfrl.replay_buffers.ReplayBuffer(10_000),
+        pfrl.replay_buffers.ReplayBuffer(50_000),
         0.99,
         explorer,
         replay_start_size=100,
-        target_update_interval=100,
+        target_update_interval=500,
         phi=observation,
     )
 

@@ -79,7 +79,7 @@ def train_agent(
         steps=steps,
         step_offset=step_offset,
         outdir=Path(outdir),
-        use_tensorboard=isinstance(evaluator, Evaluator) and evaluator.use_tensorboard,
+        evaluator=evaluator,
     )
     return history()
 
@@ -122,32 +122,32 @@ def train_agent_with_evaluation(
     if eval_env is None:
         eval_env = _env_like(env, or_itself=not eval_during_episode)
     evaluator = Evaluator(
-        agent,
-        eval_env,
-        eval_n_steps,
-        eval_n_episodes,
-        eval_interval,
-        outdir,
-        train_max_episode_len if eval_max_episode_len is None else eval_max_episode_len,
-        step_offset,
-        evaluation_hooks,
-        save_best_so_far_agent,
-        logger,
-        use_tensorboard,
+        agent=agent,
+        env=eval_env,
+        n_steps=eval_n_steps,
+        n_episodes=eval_n_episodes,
+        eval_interval=eval_interval,
+        outdir=outdir,
+        max_episode_len=train_max_episode_len if eval_max_episode_len is None else eval_max_episode_len,
+        step_offset=step_offset,
+        evaluation_hooks=evaluation_hooks,
+        save_best_so_far_agent=save_best_so_far_agent,
+        logger=logger,
+        use_tensorboard=use_tensorboard,
     )
     history = train_agent(
-        agent,
-        env,
-        steps,
-        outdir,
-        checkpoint_freq,
-        train_max_episode_len,
-        step_offset,
-        evaluator,
-        successful_score,
-        step_hooks,
-        eval_during_episode,
-        logger,
+        agent=agent,
+        env=env,
+        steps=steps,
+        outdir=outdir,
+        checkpoint_freq=checkpoint_freq,
+        max_episode_len=train_max_episode_len,
+        step_offset=step_offset,
+        evaluator=evaluator,
+        successful_score=successful_score,
+        step_hooks=step_hooks,
+        eval_during_episode=eval_during_episode,
+        logger=logger,
     )
     return agent, history
 
@@ -197,7 +197,7 @@ def train_agent_batch(
         steps=steps,
         step_offset=step_offset,
         outdir=Path(outdir),
-        use_tensorboard=isinstance(evaluator, Evaluator) and evaluator.use_tensorboard,
+        evaluator=evaluator,
     )
     return history()
 
@@ -237,33 +237,33 @@ def train_agent_batch_with_evaluation(
     """
     _check_hooks(evaluation_hooks, "support_train_agent_batch", "train_agent_batch_with_evaluation")
     evaluator = Evaluator(
-        agent,
-        _env_like(env, or_itself=False) if eval_env is None else eval_env,
-        eval_n_steps,
-        eval_n_episodes,
-        eval_interval,
-        outdir,
-        max_episode_len if eval_max_episode_len is None else eval_max_episode_len,
-        step_offset,
-        evaluation_hooks,
-        save_best_so_far_agent,
-        logger,
-        use_tensorboard,
+        agent=agent,
+        env=_env_like(env, or_itself=False) if eval_env is None else eval_env,
+        n_steps=eval_n_steps,
+        n_episodes=eval_n_episodes,
+        eval_interval=eval_interval,
+        outdir=outdir,
+        max_episode_len=max_episode_len if eval_max_episode_len is None else eval_max_episode_len,
+        step_offset=step_offset,
+        evaluation_hooks=evaluation_hooks,
+        save_best_so_far_agent=save_best_so_far_agent,
+        logger=logger,
+        use_tensorboard=use_tensorboard,
     )
     history = train_agent_batch(
-        agent,
-        env,
-        steps,
-        outdir,
-        checkpoint_freq,
-        log_interval,
-        max_episode_len,
-        step_offset,
-        evaluator,
-        successful_score,
-        step_hooks,
-        return_window_size,
-        logger,
+        agent=agent,
+        env=env,
+        steps=steps,
+        outdir=outdir,
+        checkpoint_freq=checkpoint_freq,
+        log_interval=log_interval,
+        max_episode_len=max_episode_len,
+        step_offset=step_offset,
+        evaluator=evaluator,
+        successful_score=successful_score,
+        step_hooks=step_hooks,
+        return_window_size=return_window_size,
+        logger=logger,
     )
     return agent, history
 
@@ -277,21 +277,24 @@ def _run(
     steps: int,
     step_offset: int,
     outdir: Path,
-    use_tensorboard: bool,
+    evaluator: Any,
 ) -> None:
     """Let a Trainer do it."""
-    saves = any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks)
-    _check_steps(steps, step_offset)
-    _check_outdir(outdir, step_offset, writes_scores=saves)
+    _check_steps(steps, step_offset, evaluator)
+    _check_writable(outdir)
+    ours = evaluator if isinstance(evaluator, Evaluator) else None
+    if ours is not None:
+        outdir = ours.outdir
+        _check_scores(outdir, step_offset)
     trainer = Trainer(
         strategy=strategy,
         max_steps=steps,
         steps_per_epoch=steps,
         devices=1,
         callbacks=callbacks,
-        logger=TensorBoardLogger(outdir, name="", version="") if use_tensorboard else False,
+        logger=TensorBoardLogger(outdir, name="", version="") if ours is not None and ours.use_tensorboard else False,
         default_root_dir=outdir,
-        enable_checkpointing=saves,
+        enable_checkpointing=ours is not None,
         enable_model_summary=False,
     )
     directories = next(callback for callback in callbacks if isinstance(callback, AgentDirectories))
@@ -346,15 +349,17 @@ def _check_hooks(hooks: Sequence[Any], flag: str, function: str) -> None:
             raise ConfigurationError(f"{hook} does not support {function}().")
 
 
-def _check_steps(steps: int, step_offset: int) -> None:
+def _check_steps(steps: int, step_offset: int, evaluator: Any) -> None:
     if not 0 <= step_offset < steps:
         raise ConfigurationError(
             f"steps={steps}, step_offset={step_offset}: `steps` counts all env steps, and must be more than those that "
             "were taken before, which are at least 0."
         )
+    if isinstance(evaluator, Evaluator) and evaluator.step_offset != step_offset:
+        raise ConfigurationError(f"step_offset={step_offset}, and the Evaluator's is {evaluator.step_offset}.")
 
 
-def _check_outdir(outdir: Path, step_offset: int, *, writes_scores: bool) -> None:
+def _check_writable(outdir: Path) -> None:
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=outdir):
@@ -363,7 +368,11 @@ def _check_outdir(outdir: Path, step_offset: int, *, writes_scores: bool) -> Non
         raise ConfigurationError(
             f"outdir={str(outdir)!r} cannot be written to ({error}). Choose another directory, or mend this one."
         ) from error
-    if writes_scores and step_offset == 0 and (outdir / "scores.txt").exists():
+
+
+def _check_scores(outdir: Path, step_offset: int) -> None:
+    _check_writable(outdir)
+    if step_offset == 0 and (outdir / "scores.txt").exists():
         raise ConfigurationError(
             f"{outdir} holds the scores.txt of another run. Choose another directory, or go on with that run: give "
             "step_offset= the env steps it has taken, and its agent."

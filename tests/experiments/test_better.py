@@ -212,6 +212,21 @@ def test_other_arguments_that_cannot_work(arguments, match, log, tmp_path):
     assert not log
 
 
+def test_scores_and_best_go_where_the_evaluator_says(log, tmp_path):
+    evaluator = Evaluator(Told(log), Env(log), None, 1, 3, tmp_path / "scores", use_tensorboard=True)
+    train_agent(evaluator.agent, Env(log), 3, tmp_path / "agents", evaluator=evaluator)
+    assert [entry.name for entry in (tmp_path / "agents").iterdir()] == ["3_finish"]
+    names = {entry.name.split(".")[0] for entry in (tmp_path / "scores").iterdir()}
+    assert names == {"best", "events", "hparams", "scores"}
+
+
+def test_an_evaluator_for_another_offset(log, tmp_path):
+    evaluator = Evaluator(Told(log), Env(log), None, 1, 3, tmp_path, step_offset=3)
+    with pytest.raises(ConfigurationError, match="step_offset=0, and the Evaluator's is 3"):
+        train_agent(evaluator.agent, Env(log), 9, tmp_path, evaluator=evaluator)
+    assert not log
+
+
 @pytest.mark.parametrize("interval", [0, -3])
 def test_an_interval_that_is_none(interval, log, tmp_path):
     with pytest.raises(ConfigurationError, match=f"every_n_steps={interval}"):

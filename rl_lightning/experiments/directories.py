@@ -36,7 +36,7 @@ def save_agent(trainer: Trainer, directory: Path) -> None:
             agent.save(str(fresh))
             fresh.mkdir(exist_ok=True)
         else:
-            trainer.save_checkpoint(fresh / CHECKPOINT_FILE)
+            trainer.save_checkpoint(fresh / CHECKPOINT_FILE, weights_only=False)
         for path in fresh.rglob("*"):
             if path.is_file():
                 with path.open("rb+") as file:

@@ -69,7 +69,7 @@ class Episodes:
         """Count one step of every env. Args: each [B]; `valid` is None where all are."""
         self._return += reward
         self._length += 1 if valid is None else valid
-        if True in done:
+        if np.count_nonzero(done):
             for i in np.flatnonzero(done):
                 self.recent_returns.append(float(self._return[i]))
                 self.recent_lengths.append(int(self._length[i]))

@@ -152,7 +152,8 @@ def evaluate(
         _check_pool(pool, max_episode_len, episode_seeds)
         with _isolated_randomness(seed, device) as env_seed, agent.evaluation_mode():
             if isinstance(agent, ForeignAgent):
-                agent.observation_space, agent.action_space = pool.observation_space, pool.action_space
+                if not agent.built:
+                    agent.observation_space, agent.action_space = pool.observation_space, pool.action_space
                 observe = agent.observe_evaluation if observe is None else observe
             run = _Run(agent, pool, goal, max_episode_len, episode_seeds, record, device, dtype)
             _call_if_there(pool.env, "clear_statistics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -11,16 +12,22 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_WORDS = {"password", "passwd", "pwd", "passphrase", "secret", "credential", "credentials", "apikey", "auth"}
-_SECRET_ENDS = (("token",), ("api", "key"), ("access", "key"), ("private", "key"))
-_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_SECRET_WORD = re.compile(r"pwd|auth|\w*(password|passwd|passphrase|secret|credential|(api|access|private)key)s?")
+_SECRET_ENDS = {("token",), *((kind, key) for kind in ("api", "access", "private") for key in ("key", "keys"))}
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
+_NAME = re.compile(r"""(?<![\w-])([\w-]+)["']?\s*[=:]\s*""")
+"""Up to the value in `name=value`, `name: value` and `"name": "value"`, anywhere in a text."""
+_VALUE = re.compile(r""""[^"]*"|'[^']*'|["']?[^\s,;&"'()\[\]{}]+""")
+_MOST_NUMBERS = 1_000
+"""Longer arrays are written as their `repr`, which leaves most of them out."""
+_DEEPEST = 100
 _HARMLESS = re.compile(
     r"(LANG|LC_\w+|TZ|(OMP|MKL|OPENBLAS|NUMEXPR|VECLIB_MAXIMUM)_NUM_THREADS|OMP_\w+|CUDA_VISIBLE_DEVICES"
     r"|CUDA_DEVICE_ORDER|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|PYTHONHASHSEED|PYTHONOPTIMIZE|PL_GLOBAL_SEED"
@@ -29,6 +36,8 @@ _HARMLESS = re.compile(
 )
 """Names of environment variables that may be written down."""
 _GIT_TIMEOUT_S = 20
+DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--binary", "HEAD")
+"""The git command for all changes since the last commit, whatever the user has configured."""
 
 
 def record_run(
@@ -42,7 +51,7 @@ def record_run(
 
     Files: `args.txt` (JSON), `command.txt`, `environ.txt` (JSON), `packages.txt`, `start.txt` (one line a start), and
     of the git repository that the current directory is in, if any, `git-head.txt`, `git-status.txt` with every
-    untracked file, `git-log.txt` (the last 20 commits) and `git-diff.txt`.
+    untracked file, `git-log.txt` (the last 20 commits) and `git-diff.txt`, which holds the changes as they are.
 
     Args:
         directory: made if it is not there.
@@ -61,7 +70,10 @@ def record_run(
         **_git_state(),
     }
     for name, text in texts.items():
-        temporary = directory / f".{name}.tmp"
+        if text is None:
+            (directory / name).unlink(missing_ok=True)  # what an earlier start found is not true of this one
+            continue
+        temporary = directory / f".{name}.{os.getpid()}.tmp"  # runs with one name may start at once
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(directory / name)
     with (directory / "start.txt").open("a") as file:
@@ -71,41 +83,64 @@ def record_run(
 def plain(value: Any, _outer: tuple[int, ...] = ()) -> Any:
     """`value` as JSON knows it: secrets hidden, what has no counterpart as its `repr`, a circle as "..."."""
     if value is None or isinstance(value, bool | int | str):
-        return _CREDENTIALS_IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value
+        return _mask_text(value) if isinstance(value, str) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
-    if id(value) in _outer:
+    if id(value) in _outer or len(_outer) == _DEEPEST:
         return "..."
     inner = (*_outer, id(value))
     if isinstance(value, argparse.Namespace):
         return plain(vars(value), inner)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
+        named = {_text(str, key): item for key, item in value.items()}
         return {
-            str(key): HIDDEN if is_secret(str(key)) and item is not None else plain(item, inner)
-            for key, item in value.items()
+            name: HIDDEN if is_secret(name) and item is not None else plain(item, inner) for name, item in named.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item, inner) for item in value]
-    if hasattr(value, "tolist"):  # arrays, tensors, their numbers
-        return plain(value.tolist(), inner)
-    return str(value) if isinstance(value, os.PathLike) else _repr(value)
+    numbers = _numbers(value)
+    if numbers is not None:
+        return plain(numbers, inner)
+    return _text(str if isinstance(value, os.PathLike) else repr, value)
 
 
-def _repr(value: Any) -> str:
+def _numbers(value: Any) -> Any:
+    """What an array, a tensor or a number of either holds, if that is not too long; None for anything else."""
     try:
-        return repr(value)
+        numbers = value.tolist() if math.prod(value.shape) <= _MOST_NUMBERS else None
+    except Exception:  # no array, or one without data
+        return None
+    return numbers if isinstance(numbers, list | bool | int | float | str) else None
+
+
+def _text(convert: Callable[[Any], str], value: Any) -> str:
+    try:
+        return _mask_text(convert(value))
     except Exception as error:  # a record must not end a run
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+        return f"<{type(value).__name__} whose {convert.__name__} raised {type(error).__name__}>"
+
+
+def _mask_text(text: str) -> str:
+    text = _CREDENTIALS_IN_URL.sub(HIDDEN, text)
+    masked, end = "", 0
+    for name in _NAME.finditer(text):
+        if name.start() >= end and is_secret(name[1]) and (value := _VALUE.match(text, name.end())):
+            masked += text[end : name.end()] + HIDDEN
+            end = value.end()
+    return masked + text[end:]
 
 
 def is_secret(name: str) -> bool:
     """Whether a value of this name should not be written down: `api_key`, `authToken`; but not `max_tokens`."""
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
-    return bool(_SECRET_WORDS & set(words)) or any(tuple(words[-len(end) :]) == end for end in _SECRET_ENDS)
+    ends = {tuple(words[-1:]), tuple(words[-2:])}
+    return bool(ends & _SECRET_ENDS) or any(_SECRET_WORD.fullmatch(word) for word in words)
 
 
 def mask_command(argv: Sequence[str]) -> list[str]:
-    """The command without its secrets: the values of options whose names tell, and credentials in URLs."""
+    """The command without its secrets: values whose names tell, also within an argument, and credentials in URLs."""
     masked: list[str] = []
     hide_next = False
     for argument in argv:
@@ -116,7 +151,7 @@ def mask_command(argv: Sequence[str]) -> list[str]:
             continue
         secret = is_secret(name) and (name.startswith("-") or bool(equals))
         hide_next = secret and not equals
-        masked.append(f"{name}={HIDDEN}" if secret and equals else _CREDENTIALS_IN_URL.sub(HIDDEN, argument))
+        masked.append(f"{name}={HIDDEN}" if secret and equals else _mask_text(argument))
     return masked
 
 
@@ -126,24 +161,23 @@ def _packages() -> str:
     return "\n".join([where, *sorted(versions, key=str.lower)]) + "\n"
 
 
-def _git_state() -> dict[str, str]:
-    """The texts of the git files, as far as there is a repository, and commits in it."""
+def _git_state() -> dict[str, str | None]:
+    """The texts of the git files; None where there is no repository, or no commit in it."""
     commands = {
         "git-head.txt": ("rev-parse", "--verify", "HEAD"),
         "git-status.txt": ("status", "--short", "--branch", "--untracked-files=all"),
         "git-log.txt": ("log", "-20"),
-        "git-diff.txt": ("diff", "--binary", "HEAD"),
+        "git-diff.txt": DIFF,
     }
-    texts = {name: git(*command) for name, command in commands.items()}
-    return {name: text for name, text in texts.items() if text is not None}
+    return {name: git(*command) for name, command in commands.items()}
 
 
 def git(*command: str) -> str | None:
     """What a git command prints in the current directory; None where it fails, or git or a repository is missing."""
+    # Without locks: a commit that somebody makes at the same moment must not fail.
+    full = ["git", "--no-optional-locks", "-c", "color.ui=false", *command]
     try:
-        done = subprocess.run(
-            ["git", *command], capture_output=True, timeout=_GIT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run(full, capture_output=True, timeout=_GIT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", errors="backslashreplace")

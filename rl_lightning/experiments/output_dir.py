@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from rl_lightning.records import git, record_run
+from rl_lightning.records import DIFF, git, record_run
 from rl_lightning.types import ConfigurationError
 
 
@@ -24,10 +24,11 @@ def generate_exp_id(prefix: str | None = None, argv: Sequence[str] = sys.argv) -
         prefix, commit, checksum of the changes since, checksum of the command, joined by "-". Without a git repository,
         or one without commits, it says so in their place. Untracked files do not count.
     """
-    commit, changes = git("rev-parse", "--verify", "HEAD"), git("diff", "HEAD")
-    code = ["nogit"] if git("rev-parse") is None else ["nocommit"]
-    if commit is not None and changes is not None:
-        code = [commit.strip(), _checksum(changes)]
+    commit, changes = git("rev-parse", "--verify", "HEAD"), git(*DIFF)
+    if commit is None:
+        code = ["nogit" if git("rev-parse") is None else "nocommit"]
+    else:
+        code = [commit.strip(), "unknown" if changes is None else _checksum(changes)]
     return "-".join([*([] if prefix is None else [prefix]), *code, _checksum("\0".join(argv))])
 
 
@@ -60,13 +61,23 @@ def prepare_output_dir(
     outdir = Path(basedir or ".") / exp_id
     try:
         if outdir.exists() and make_backup:
-            shutil.copytree(outdir, outdir.with_name(f"{outdir.name}.{time}.backup"))
+            backup = _free_name(outdir.with_name(f"{outdir.name}.{time}.backup"))
+            shutil.copytree(outdir, backup, symlinks=True)
         record_run(outdir, args, argv=argv)
     except OSError as error:
         raise ConfigurationError(
             f"{outdir} cannot be written to ({error}). Choose another basedir, or mend this one."
         ) from error
     return str(outdir)
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or with a number if there is one already: a `time_format` may be coarse."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def _checksum(text: str) -> str:

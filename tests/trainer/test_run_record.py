@@ -1,6 +1,7 @@
 """Any run can be recorded."""
 
 import json
+import sys
 
 import pytorch_lightning as pl
 
@@ -23,7 +24,8 @@ def test_a_run_in_python(tmp_path):
     assert (tmp_path / "packages.txt").exists()
 
 
-def test_a_run_by_config(tmp_path):
+def test_a_run_by_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # LightningCLI warns of two sources
     arguments = ["fit", "--model.agent=PPO", "--data=GymEnvModule", "--data.id=CartPole-v1"]
     arguments += ["--trainer.max_steps=32", "--trainer.callbacks+=RunRecord", f"--trainer.default_root_dir={tmp_path}"]
     main([*arguments, "--trainer.enable_progress_bar=false", "--seed_everything=4"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +77,46 @@ def test_every_start_is_kept(outside):
     assert len(Path("run/start.txt").read_text().splitlines()) == 2
 
 
+def test_of_two_starts_the_last_is_recorded(repository, monkeypatch):
+    record_run("run", {})
+    monkeypatch.setenv("PATH", "")
+    record_run("run", {})
+    assert names("run") == FILES
+
+
+def test_the_users_git_config_changes_nothing(repository, tmp_path, monkeypatch):
+    record_run("run", {})
+    first, name = Path("run/git-diff.txt").read_text(), generate_exp_id(argv=[])
+    config = tmp_path / "config"
+    config.write_text("[color]\n ui = always\n[diff]\n external = false\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    record_run("run", {})
+    assert Path("run/git-diff.txt").read_text() == first
+    assert "\x1b" not in Path("run/git-log.txt").read_text()
+    assert generate_exp_id(argv=[]) == name
+
+
+def test_a_git_that_hangs_is_not_waited_for(repository, tmp_path, monkeypatch):
+    command = tmp_path / "bin/git"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\nexec sleep 60\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+    monkeypatch.setattr("rl_lightning.records._GIT_TIMEOUT_S", 0.1)
+    record_run("run", {})
+    assert names("run") == FILES
+
+
+def test_what_many_processes_write_at_once_is_whole(outside):
+    """One command started several times has one name."""
+    code = "from rl_lightning.records import record_run\nfor _ in range(5): record_run('run', {'a': 1})"
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    started = [subprocess.Popen([sys.executable, "-c", code], env=environ) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+    assert names("run") == FILES
+    assert len(Path("run/start.txt").read_text().splitlines()) == 15
+
+
 def test_without_git(outside):
     record_run("run", {})
     assert names("run") == FILES
@@ -99,6 +142,20 @@ class Unprintable:
         raise RuntimeError("no")
 
 
+class AnyAttribute:
+    def __getattr__(self, name):
+        return lambda: self
+
+    def __repr__(self):
+        return "anything"
+
+
+@dataclasses.dataclass
+class Arguments:
+    lr: float
+    api_key: str
+
+
 def circle():
     value: dict = {"a": 1}
     value["self"] = value
@@ -113,6 +170,9 @@ def circle():
         ({"a": np.arange(3), "nan": float("nan"), "inf": np.inf}, {"a": [0, 1, 2], "nan": "nan", "inf": "inf"}),
         (circle(), {"a": 1, "self": "..."}),
         ({"f": len, "u": Unprintable()}, {"f": "<built-in function len>", "u": "<Unprintable whose repr raised Runti"}),
+        ({"dtype": np.float32, "long": np.longdouble(1)}, {"dtype": repr(np.float32), "long": repr(np.longdouble(1))}),
+        ({Unprintable(): AnyAttribute()}, {"<Unprintable whose str raised Runti": "anything"}),
+        (Arguments(lr=0.1, api_key="hidden"), {"lr": 0.1, "api_key": "***"}),
         ("just text", "just text"),
         (None, None),
     ],
@@ -121,6 +181,14 @@ def test_any_arguments_can_be_written(arguments, expected, outside):
     record_run("run", arguments)
     text = Path("run/args.txt").read_text()
     assert json.loads(text.replace("RuntimeError>", "Runti")) == expected
+
+
+def test_what_is_deep_or_long_stays_readable(outside):
+    deep: list = []
+    for _ in range(10_000):
+        deep = [deep]
+    record_run("run", {"deep": deep, "long": np.zeros((1000, 1000)), "text": "a=" * 100_000})
+    assert Path("run/args.txt").stat().st_size < 300_000
 
 
 def test_the_same_object_twice_is_no_circle():
@@ -155,13 +223,25 @@ def test_everything_of_the_environment_on_request(outside, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["password", "--db-password", "api_key", "APIKEY", "hf_token", "authToken", "a.secret"]
+    "name",
+    [
+        "password",
+        "--db-password",
+        "api_key",
+        "APIKEY",
+        "hf_token",
+        "authToken",
+        "a.secret",
+        "secrets",
+        "PGPASSWORD",
+        "api_keys",
+    ],
 )
 def test_names_of_secrets(name):
     assert is_secret(name)
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "token_dim", "keyboard", "key", "lr", "author", "", "-"])
+@pytest.mark.parametrize("name", ["max_tokens", "token_dim", "keyboard", "key", "lr", "author", "secretary", "", "-"])
 def test_other_names(name):
     assert not is_secret(name)
 
@@ -169,6 +249,26 @@ def test_other_names(name):
 def test_masking_leaves_the_rest_alone():
     assert mask_command(["x", "--token", "--flag", "v"]) == ["x", "--token", "--flag", "v"]
     assert mask_command(["x", "--secret=a=b", "c=d"]) == ["x", "--secret=***", "c=d"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--set=api_key=abc", "--set=api_key=***"),
+        ('--logger={"api_key": "abc", "x": 1}', '--logger={"api_key": ***, "x": 1}'),
+        ("https://host/path?page=2&token=abc&x=1", "https://host/path?page=2&token=***&x=1"),
+        ("https://user:p@ss@host/path", "https://***@host/path"),
+        ("https://host/@user", "https://host/@user"),
+        ("max_tokens=5", "max_tokens=5"),
+    ],
+)
+def test_secrets_within_an_argument(argument, expected):
+    assert mask_command(["x", argument]) == ["x", expected]
+    assert plain({"text": argument}) == {"text": expected}
+
+
+def test_secrets_within_what_json_does_not_know():
+    assert "abc" not in plain(functools.partial(print, api_key="abc"))
 
 
 # ---- names and directories -------------------------------------------------------------------------------------------
@@ -205,6 +305,14 @@ def test_an_older_directory_is_kept(outside, make_backup):
         assert json.loads((backup / "args.txt").read_text()) == {"a": 1}
         assert (backup / "scores.txt").read_text() == "old"
     assert json.loads((outdir / "args.txt").read_text()) == {"a": 2}
+
+
+def test_every_older_directory_is_kept_even_where_the_time_is_coarse(outside):
+    for _ in range(4):
+        outdir = Path(prepare_output_dir({}, exp_id="run", time_format="day"))
+        if not (outdir / "latest").is_symlink():
+            (outdir / "latest").symlink_to("nowhere")
+    assert {"run.day.backup", "run.day.backup-2", "run.day.backup-3"} <= names(outside)
 
 
 def test_a_directory_that_cannot_be_written(outside):

@@ -20,6 +20,12 @@ MODEL = ["--model.agent=rl_lightning.PPO", "--model.agent.num_steps=8"]
 CARTPOLE = ["--data=rl_lightning.envs.GymEnvModule", "--data.id=CartPole-v1"]
 
 
+@pytest.fixture(autouse=True)
+def own_command_line(monkeypatch):
+    """LightningCLI warns where it is given arguments, and pytest's own are in the way."""
+    monkeypatch.setattr(sys, "argv", ["rl-lightning"])
+
+
 def config_of(path):
     return yaml.safe_load(path.read_text())
 

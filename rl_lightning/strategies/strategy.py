@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from rl_lightning.agents import Agent
 from rl_lightning.envs import EnvPool
+from rl_lightning.envs.pool import Mask
 from rl_lightning.types import Transition
 
 
@@ -55,6 +57,7 @@ class Episodes:
     Attributes:
         num_finished: episodes ended so far.
         recent_returns, recent_lengths: those of the last 100 (or `num_envs`, if that is more) that ended.
+        add: count one step of every env: `add(reward, done, valid)`, each [B]; `valid` is None where all are.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -64,15 +67,28 @@ class Episodes:
         self.recent_lengths: deque[int] = deque(maxlen=window)
         self._return = np.zeros(num_envs, dtype=np.float64)
         self._length = np.zeros(num_envs, dtype=np.int64)
+        self._return_of_one, self._length_of_one = 0.0, 0
+        # for one env, Python's numbers take a sixth of the time of arrays: 0.5 microseconds instead of 3.2
+        self.add: Callable[[NDArray[np.float32], Mask, Mask | None], None]
+        self.add = self._add_one if num_envs == 1 else self._add_several
 
-    def add(self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_] | None) -> None:
-        """Count one step of every env. Args: each [B]; `valid` is None where all are."""
+    def _add_one(self, reward: NDArray[np.float32], done: Mask, valid: Mask | None) -> None:
+        self._return_of_one += reward.item()
+        self._length_of_one += 1 if valid is None else valid.item()
+        if done.item():
+            self._finish(self._return_of_one, self._length_of_one)
+            self._return_of_one, self._length_of_one = 0.0, 0
+
+    def _add_several(self, reward: NDArray[np.float32], done: Mask, valid: Mask | None) -> None:
         self._return += reward
         self._length += 1 if valid is None else valid
         if np.count_nonzero(done):
             for i in np.flatnonzero(done):
-                self.recent_returns.append(float(self._return[i]))
-                self.recent_lengths.append(int(self._length[i]))
-                self.num_finished += 1
+                self._finish(float(self._return[i]), int(self._length[i]))
             self._return[done] = 0.0
             self._length[done] = 0
+
+    def _finish(self, return_: float, length: int) -> None:
+        self.recent_returns.append(return_)
+        self.recent_lengths.append(length)
+        self.num_finished += 1

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
+from rl_lightning.optim import PackedOptimizer
 from rl_lightning.types import ConfigurationError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Optimization:
             for name, optimizer in self._optimizers.items()
         }
         self._num_accumulated = dict.fromkeys(self._optimizers, 0)
-        self._scaler = trainer.scaler
+        self._scaler, self._world_size = trainer.scaler, trainer.world_size
         self._check_loss = trainer.strategy.root_device.type == "cpu"  # elsewhere it would wait for the device
         self._before_zero_grad = hooks.bind("on_before_zero_grad")
         self._before_backward = hooks.bind("on_before_backward")
@@ -117,8 +118,8 @@ class Optimization:
             self._after_backward()
 
     def _step(self, name: str, optimizer: Optimizer) -> None:
-        if self._trainer.world_size > 1:
-            _average_gradients(self._parameters[name], self._trainer.world_size)
+        if self._world_size > 1:
+            _average_gradients(self._parameters[name], self._world_size)
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if self._before_step is not None:
@@ -129,6 +130,8 @@ class Optimization:
         elif self._scaler is not None:
             self._scaler.step(optimizer)
             self._scaler.update()
+        elif isinstance(optimizer, PackedOptimizer):
+            optimizer.quick_step()
         else:
             optimizer.step()
 
@@ -145,7 +148,7 @@ class Optimization:
             return
         if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             clip_grad_value_(self._parameters[name], limit)
-        else:
+        elif not (isinstance(optimizer, PackedOptimizer) and optimizer.clip_norm(limit)):
             clip_norm(self._parameters[name], limit)
 
     @property

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "rl_lightning"
 
 LAYERS = (
     ("types",),
-    ("functional", "nn", "envs", "memory"),
+    ("functional", "nn", "optim", "envs", "memory"),
     ("agents",),
     ("evaluation",),
     ("strategies",),

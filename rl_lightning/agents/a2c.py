@@ -9,13 +9,14 @@ import torch
 from gymnasium import Space
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer, RMSprop
+from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy
 from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
+from rl_lightning.optim import Adam, RMSprop
 from rl_lightning.types import Batch, Extras, Metrics, ObsTensor, StepFn, tree_map
 
 
@@ -114,8 +115,8 @@ class A2C(Agent):
         """RMSprop with the paper's decay, or Adam."""
         parameters = self.network.parameters()
         if self.use_rmsprop:
-            return {"actor_critic": RMSprop(parameters, lr=self.lr, alpha=0.99, eps=1e-5, foreach=True)}
-        return {"actor_critic": Adam(parameters, lr=self.lr, eps=1e-5, fused=True)}
+            return {"actor_critic": RMSprop(parameters, lr=self.lr, alpha=0.99, eps=1e-5)}
+        return {"actor_critic": Adam(parameters, lr=self.lr, eps=1e-5)}
 
     def make_memory(self, num_envs: int) -> RolloutMemory:
         """Rollouts of `num_steps` steps of each env, each learned from once and whole."""

@@ -13,12 +13,13 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
 from rl_lightning.nn import QNetwork
+from rl_lightning.optim import Adam
 from rl_lightning.types import Batch, ConfigurationError, Extras, Metrics, ObsTensor, StepFn
 
 
@@ -110,18 +111,24 @@ class DQN(Agent):
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """The action of the highest value, or with probability epsilon a random one."""
-        greedy = self.network(obs).argmax(dim=-1)
         if not explore:
-            return greedy, {}
-        random = torch.randint(self.num_actions, greedy.shape, device=greedy.device)
-        return torch.where(torch.rand(greedy.shape, device=greedy.device) < self.epsilon, random, greedy), {}
+            return self.network(obs).argmax(dim=-1), {}
+        num_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        explores = torch.rand(num_envs, device=self.epsilon.device) < self.epsilon
+        # On the host, where looking costs nothing, one env's action is either drawn or chosen.
+        is_drawn = bool(explores) if num_envs == 1 and explores.is_cpu else None
+        if is_drawn is False:
+            return self.network(obs).argmax(dim=-1), {}
+        drawn = torch.randint(self.num_actions, explores.shape, device=explores.device)
+        return drawn if is_drawn else torch.where(explores, drawn, self.network(obs).argmax(dim=-1)), {}
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""
         with torch.no_grad():
-            continues = ~batch["terminated"]  # a truncated episode still bootstraps
+            # a truncated episode still bootstraps
+            next_value = self._next_value(batch["next_obs"]).masked_fill_(batch["terminated"], 0.0)
             discount = self.discount ** batch["n"] if "n" in batch else self.discount
-            target = batch["reward"] + discount * continues * self._next_value(batch["next_obs"])
+            target = batch["reward"] + discount * next_value
         value = self.network(batch["obs"]).gather(1, batch["action"].long().unsqueeze(1)).squeeze(1)
         loss = F.smooth_l1_loss(value, target)
         step("q", loss)
@@ -140,7 +147,7 @@ class DQN(Agent):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam."""
-        return {"q": Adam(self.network.parameters(), lr=self.lr, fused=True)}
+        return {"q": Adam(self.network.parameters(), lr=self.lr)}
 
     def make_memory(self, num_envs: int) -> ReplayMemory:
         """A uniform replay memory with the agent's pace."""

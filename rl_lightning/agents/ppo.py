@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from gymnasium import Space
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy
 from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
+from rl_lightning.optim import Adam
 from rl_lightning.types import Batch, ConfigurationError, Extras, Metrics, ObsTensor, StepFn, tree_map
 
 
@@ -157,7 +158,7 @@ class PPO(Agent):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam, with the epsilon that the authors' code uses."""
-        return {"actor_critic": Adam(self.network.parameters(), lr=self.lr, eps=1e-5, fused=True)}
+        return {"actor_critic": Adam(self.network.parameters(), lr=self.lr, eps=1e-5)}
 
     def make_memory(self, num_envs: int) -> RolloutMemory:
         """Rollouts of `num_steps` steps of each env."""

@@ -6,6 +6,7 @@ from rl_lightning.nn.actor_critic import ActorCritic
 from rl_lightning.nn.distributions import Bernoulli, Categorical, Distribution, Gaussian
 from rl_lightning.nn.encoders import Encoder, make_encoder
 from rl_lightning.nn.heads import make_policy_head
+from rl_lightning.nn.layers import Layers
 from rl_lightning.nn.mlp import init_orthogonal, mlp
 from rl_lightning.nn.q_network import QNetwork
 
@@ -16,6 +17,7 @@ __all__ = [
     "Distribution",
     "Encoder",
     "Gaussian",
+    "Layers",
     "QNetwork",
     "init_orthogonal",
     "make_encoder",

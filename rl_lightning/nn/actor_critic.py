@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from gymnasium import Space, spaces
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rl_lightning.nn.distributions import Distribution
 from rl_lightning.nn.encoders import make_encoder
 from rl_lightning.nn.heads import make_policy_head
+from rl_lightning.nn.layers import Layers
 from rl_lightning.nn.mlp import init_orthogonal, mlp
 from rl_lightning.types import Extras, ObsTensor
 
@@ -48,8 +49,8 @@ class ActorCritic(nn.Module):
         for layer in (self.encoder, *policy_layers, *value_layers):
             init_orthogonal(layer, gain=math.sqrt(2))
         init_orthogonal(value_head, gain=1.0)
-        self.policy_layers = nn.Sequential(*policy_layers, make_policy_head(num_features, action_space))
-        self.value_layers = nn.Sequential(*value_layers, value_head)
+        self.policy_layers = Layers(*policy_layers, *make_policy_head(num_features, action_space))
+        self.value_layers = Layers(*value_layers, value_head)
         self.is_bounded = isinstance(action_space, spaces.Box)
         if isinstance(action_space, spaces.Box):
             self.register_buffer("low", torch.from_numpy(action_space.low).float(), persistent=False)
@@ -62,11 +63,13 @@ class ActorCritic(nn.Module):
 
     def policy(self, obs: ObsTensor) -> Distribution:
         """The policy alone."""
-        return cast(Distribution, self.policy_layers(self.encoder(obs)))
+        policy: Distribution = self.policy_layers(self.encoder(obs))
+        return policy
 
     def value(self, obs: ObsTensor) -> Tensor:
         """The values [B] alone."""
-        return cast(Tensor, self.value_layers(self.encoder(obs)).squeeze(-1))
+        value: Tensor = self.value_layers(self.encoder(obs)).squeeze(-1)
+        return value
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode.

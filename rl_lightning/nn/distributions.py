@@ -7,7 +7,6 @@ than that altogether. Sampling uses torch's global generator.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -45,11 +44,14 @@ class Categorical:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
+        self._log_probs: Tensor | None = None
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
         """[B, *A, M], normalised."""
-        return self.logits.log_softmax(dim=-1)
+        if self._log_probs is None:  # no cached_property: its lock cannot be compiled
+            self._log_probs = self.logits.log_softmax(dim=-1)
+        return self._log_probs
 
     def sample(self) -> Tensor:
         """[B, *A] int64. The Gumbel-max trick: -log of an exponential variable is a Gumbel variable."""

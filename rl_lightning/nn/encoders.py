@@ -68,7 +68,10 @@ class Flatten(Encoder):
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, obs: Tensor) -> Tensor:
-        numbers = obs.reshape(-1, self.out_features).to(self.scale.dtype)
+        numbers = obs if obs.dim() == 2 else obs.reshape(-1, self.out_features)
+        dtype = self.scale.dtype
+        if numbers.dtype is not dtype:
+            numbers = numbers.to(dtype)
         return numbers * self.scale if self.is_scaled else numbers
 
 

@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def mlp(in_features: int, hidden_sizes: Sequence[int], activation: str = "relu") -> tuple[list[nn.Module], int]:
-    """Linear layers, each followed by the activation: for `nn.Sequential(*layers, head)`.
+    """Linear layers, each followed by the activation: for `Layers(*layers, head)`.
 
     Args:
         hidden_sizes: one layer each; none at all is allowed.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from gymnasium import Space
 from torch import Tensor, nn
 
 from rl_lightning.nn.encoders import make_encoder
+from rl_lightning.nn.layers import Layers
 from rl_lightning.nn.mlp import mlp
 from rl_lightning.types import ObsTensor
 
@@ -36,21 +37,24 @@ class QNetwork(nn.Module):
         dueling: bool = False,
     ) -> None:
         super().__init__()
-        encoder = make_encoder(observation_space)
-        layers, num_features = mlp(encoder.out_features, hidden_sizes[:-1], activation)
-        self.layers = nn.Sequential(encoder, *layers)
+        self.encoder = make_encoder(observation_space)
+        shared, num_features = mlp(self.encoder.out_features, hidden_sizes[:-1], activation)
 
-        def stream(out_features: int) -> nn.Sequential:
+        def stream(out_features: int) -> list[nn.Module]:
             last, last_features = mlp(num_features, hidden_sizes[-1:], activation)
-            return nn.Sequential(*last, nn.Linear(last_features, out_features))
+            return [*last, nn.Linear(last_features, out_features)]
 
-        self.advantage = stream(num_actions)
-        self.value = stream(1) if dueling else None
+        self.layers = Layers(*shared) if dueling else nn.Identity()
+        self.advantage = Layers(*stream(num_actions)) if dueling else Layers(*shared, *stream(num_actions))
+        self.value = Layers(*stream(1)) if dueling else None
 
     def forward(self, obs: ObsTensor) -> Tensor:
         """Q-values [B, num_actions] of B observations."""
-        features = self.layers(obs)
-        advantage = cast(Tensor, self.advantage(features))
+        features = self.encoder(obs)
         if self.value is None:
-            return advantage
-        return cast(Tensor, self.value(features)) + advantage - advantage.mean(dim=-1, keepdim=True)
+            value: Tensor = self.advantage(features)
+            return value
+        features = self.layers(features)
+        state_value: Tensor = self.value(features)
+        advantage: Tensor = self.advantage(features)
+        return state_value + advantage - advantage.mean(dim=-1, keepdim=True)

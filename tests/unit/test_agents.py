@@ -354,7 +354,7 @@ def actor_critic(make, **kwargs):
     agent = built(make(discount=0.5, **{"trace_decay": 0.0, **kwargs}), spaces.Box(-9.0, 9.0, (1,), np.float32))
     agent.network.value_layers = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(agent.network.value_layers.weight, 10.0)
-    torch.nn.init.zeros_(agent.network.policy_layers[-1].linear.weight)
+    torch.nn.init.zeros_(agent.network.policy_layers[-2].weight)
     return agent
 
 
@@ -440,7 +440,7 @@ def test_the_clipped_objective(ratio, advantage, expected, moves):
     metrics = agent.update(batch, step=losses.__setitem__)
     assert losses["actor_critic"].item() == pytest.approx(expected)
     losses["actor_critic"].backward()
-    assert bool(agent.network.policy_layers[-1].linear.bias.grad.any()) == moves
+    assert bool(agent.network.policy_layers[-2].bias.grad.any()) == moves
     assert metrics["clip_fraction"] == (abs(ratio - 1) > 0.2)
     assert metrics["approx_kl"].item() == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-6)
 

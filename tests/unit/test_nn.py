@@ -17,6 +17,7 @@ from rl_lightning.nn import (
     Bernoulli,
     Categorical,
     Gaussian,
+    Layers,
     QNetwork,
     init_orthogonal,
     make_encoder,
@@ -241,7 +242,7 @@ ACTIONS = [
 
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
 def test_every_action_space_has_a_policy(space):
-    policy = make_policy_head(5, space)(torch.randn(50, 5))
+    policy = Layers(*make_policy_head(5, space))(torch.randn(50, 5))
     action = policy.sample()
     assert action.shape == (50, *space.shape)
     log_prob, entropy = policy.log_prob(action), policy.entropy()
@@ -254,17 +255,17 @@ def test_every_action_space_has_a_policy(space):
 
 def test_choices_of_different_number_agree_with_torch():
     """Three choices among 2, 4 and 3, padded to 4 each inside."""
-    head = make_policy_head(5, spaces.MultiDiscrete([2, 4, 3]))
-    init_orthogonal(head, gain=2.0)
-    features = torch.randn(8, 5)
-    policy = head(features)
-    parts = [td.Categorical(logits=logits) for logits in head.linear(features).split([2, 4, 3], dim=1)]
+    linear, head = make_policy_head(5, spaces.MultiDiscrete([2, 4, 3]))
+    init_orthogonal(linear, gain=2.0)
+    numbers = linear(torch.randn(8, 5))
+    policy = head(numbers)
+    parts = [td.Categorical(logits=logits) for logits in numbers.split([2, 4, 3], dim=1)]
     action = torch.stack([part.sample() for part in parts], dim=1)
     log_prob = sum(part.log_prob(action[:, i]) for i, part in enumerate(parts))
     torch.testing.assert_close(policy.log_prob(action), log_prob)
     torch.testing.assert_close(policy.entropy(), sum(part.entropy() for part in parts))
     policy.entropy().sum().backward()
-    assert head.linear.weight.grad.isfinite().all()
+    assert linear.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("space", [spaces.Box(0, 9, (2,), np.int64), spaces.Text(3), spaces.Dict(a=BOX)])

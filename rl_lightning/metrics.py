@@ -45,9 +45,11 @@ class Means:
         columns: dict[str, list[Tensor]] = {}
         for metrics in self._pending:
             for name, value in metrics.items():
-                columns.setdefault(name, []).append(torch.as_tensor(value).detach().float().reshape(()))
+                columns.setdefault(name, []).append(value if isinstance(value, Tensor) else torch.tensor(float(value)))
         self._pending.clear()
         for name, values in columns.items():
-            total = torch.stack(values).sum()
+            if any(value.dtype != torch.float32 or value.dim() for value in values):
+                values = [value.float().reshape(()) for value in values]
+            total = torch.stack(values).detach().sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + len(values)

@@ -137,7 +137,8 @@ class RLFitLoop(_FitLoop):
         self._world_size = trainer.world_size
         limit = trainer.limit_train_batches
         self._max_updates = limit if isinstance(limit, int) else float("inf")
-        self._means = Means()
+        self._means, self._collects_metrics = Means(), bool(trainer.log_every_n_steps)
+        self._has_schedulers = bool(trainer.lr_scheduler_configs)
         self._num_finished = self.strategy.episodes.num_finished
         trainer._last_val_time = time.monotonic()
         step = self.clock.env_steps
@@ -229,16 +230,17 @@ class RLFitLoop(_FitLoop):
 
     def _learn(self, batch: Batch) -> None:
         """One learning step, which is one of Lightning's batches."""
-        trainer, clock, loop = self.trainer, self.clock, self.epoch_loop
-        connector, progress, results = trainer._logger_connector, loop.batch_progress, loop._results
+        trainer, clock, progress = self.trainer, self.clock, self.epoch_loop.batch_progress
+        connector, results = trainer._logger_connector, self.epoch_loop._results
         clock.num_episodes = self.strategy.episodes.num_finished
         batch_idx = progress.current.ready
         if self._convert is not None:
             batch = self._convert(batch)
         progress.increment_ready()
-        connector.log_due = clock.env_steps >= self._next_batch_log
+        connector.log_due = log_due = clock.env_steps >= self._next_batch_log
         connector._first_loop_iter = batch_idx == 0
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        results.batch = batch
+        results.batch_size = results.dataloader_idx = None
         if self._on_batch_start is not None and self._on_batch_start(batch, batch_idx) == -1:
             raise _EpochIsOver
         progress.increment_started()
@@ -251,19 +253,19 @@ class RLFitLoop(_FitLoop):
         progress.increment_processed()
         if not self._optimization.accumulating:
             clock.num_optimizer_steps += 1
-            if trainer.lr_scheduler_configs:
-                loop._update_learning_rates("step", update_plateau_schedulers=False)
-        if metrics and trainer.log_every_n_steps:
+            if self._has_schedulers:
+                self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=False)
+        if metrics and self._collects_metrics:
             self._means.add(metrics)
         if self._on_batch_end is not None:
             self._on_batch_end({"loss": self._optimization.last_loss, **(metrics or {})}, batch, batch_idx)
         if results:  # somebody used `self.log`
             connector.on_batch_end()
-            if connector.log_due:
+            if log_due:
                 connector.log_metrics(connector.metrics["log"])
         results.batch = None
         progress.increment_completed()
-        if connector.log_due:
+        if log_due:
             connector.log_due = False
             self._next_batch_log = next_multiple(clock.env_steps, trainer.log_every_n_steps)
         if batch_idx + 1 >= self._max_updates:

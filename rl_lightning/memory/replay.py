@@ -78,13 +78,16 @@ class ReplayMemory:
         self.discount = discount
         self.rng = np.random.default_rng()
         self._rows: storage.Rows | None = None
+        self._columns: dict[str, Any] = {}
         self._valid = np.zeros((self.num_rows, num_envs), dtype=np.bool_)
         self._head = 0  # the row that is written next
         self._num_filled = 0  # rows written, of num_rows
         self._num_valid = 0
         self._num_added = 0  # env steps, ever
         self._due = 0  # batches
-        self._carried = Fraction(0)  # of a batch
+        # in whole numbers: Python's fractions would cost ten microseconds a step
+        self._batches_per_phase = (update_every * self.updates_per_step).as_integer_ratio()
+        self._carried = 0  # of a batch, in parts of the denominator
 
     @property
     def stride(self) -> int:
@@ -117,16 +120,29 @@ class ReplayMemory:
         Raises:
             ShapeError: the transition is not of `num_envs` envs.
         """
-        valid = storage.valid_rows(transition, self.num_envs)
+        storage.check_num_envs(transition, self.num_envs)
         if self._rows is None:
-            self._rows = storage.allocate((self.num_rows, self.num_envs), transition)
-        storage.write(self._rows[self._head], storage.fields_of(transition))
-        num_new = int(np.count_nonzero(valid))
-        self._num_valid += num_new - int(np.count_nonzero(self._valid[self._head]))
-        self._valid[self._head] = valid
+            self._adopt(storage.allocate((self.num_rows, self.num_envs), transition))
+        storage.write(self._columns, self._head, storage.fields_of(transition))
+        num_new = self._mark(self._head, transition.valid)
         self._head = (self._head + 1) % self.num_rows
         self._num_filled = min(self._num_filled + 1, self.num_rows)
         self._count(num_new)
+
+    def _adopt(self, rows: storage.Rows) -> None:
+        self._rows, self._columns = rows, storage.columns(rows)
+
+    def _mark(self, row: int, valid: NDArray[np.bool_] | None) -> int:
+        """Note which of the new transitions in `row` are experience; returns how many."""
+        if valid is None and self._num_valid == self._num_filled * self.num_envs:
+            # every cell written is valid: of those that are overwritten nothing has to be counted
+            self._valid[row] = True
+            self._num_valid += 0 if self._num_filled == self.num_rows else self.num_envs
+            return self.num_envs
+        num_new = self.num_envs if valid is None else int(np.count_nonzero(valid))
+        self._num_valid += num_new - int(np.count_nonzero(self._valid[row]))
+        self._valid[row] = True if valid is None else valid
+        return num_new
 
     def _count(self, num_new: int) -> None:
         """Work out how many batches `num_new` env steps make due."""
@@ -134,9 +150,9 @@ class ReplayMemory:
         self._num_added += num_new
         phases = max(self._num_added - self.learning_starts, 0) // self.update_every - before
         if phases > 0:
-            total = self._carried + phases * self.update_every * self.updates_per_step
-            self._due += int(total)
-            self._carried = total - int(total)
+            numerator, denominator = self._batches_per_phase
+            due, self._carried = divmod(self._carried + phases * numerator, denominator)
+            self._due += due
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are due, each drawn when it is asked for."""
@@ -209,7 +225,7 @@ class ReplayMemory:
             "head": self._head,
             "num_added": self._num_added,
             "due": self._due,
-            "carried": str(self._carried),
+            "carried": self._carried,
             "rng": storage.rng_state(self.rng),
         }
 
@@ -225,7 +241,9 @@ class ReplayMemory:
                 f"the replay memory saved has {state['num_rows']} rows of {valid.shape[1]} envs, this one has "
                 f"{self.num_rows} of {self.num_envs}. Continue with the same capacity (buffer_size) and num_envs."
             )
-        self._rows = None if state["rows"] is None else storage.restore(state["rows"], self._valid.shape)
+        self._rows = None
+        if state["rows"] is not None:
+            self._adopt(storage.restore(state["rows"], self._valid.shape))
         self._valid[:] = False
         self._valid[: len(valid)] = valid
         self._num_filled = len(valid)
@@ -233,5 +251,5 @@ class ReplayMemory:
         self._head = state["head"]
         self._num_added = state["num_added"]
         self._due = state["due"]
-        self._carried = Fraction(state["carried"])
+        self._carried = state["carried"]
         self.rng.bit_generator.state = state["rng"]

@@ -59,6 +59,7 @@ class RolloutMemory:
         self.should_stop = should_stop
         self.rng = np.random.default_rng()
         self._rows: storage.Rows | None = None
+        self._columns: dict[str, Any] = {}
         self._valid = np.zeros((num_steps, num_envs), dtype=np.bool_)
         self._num_filled = 0
         self._flat: Batch = {}
@@ -83,13 +84,16 @@ class RolloutMemory:
         """
         if self._num_filled == self.num_steps:
             raise RuntimeError("RolloutMemory is full: take its batches() after every add().")
-        valid = storage.valid_rows(transition, self.num_envs)
+        storage.check_num_envs(transition, self.num_envs)
         if self._rows is None:
-            self._rows = storage.allocate((self.num_steps, self.num_envs), transition)
+            self._adopt(storage.allocate((self.num_steps, self.num_envs), transition))
         self._todo.clear()
-        storage.write(self._rows[self._num_filled], storage.fields_of(transition))
-        self._valid[self._num_filled] = valid
+        storage.write(self._columns, self._num_filled, storage.fields_of(transition))
+        self._valid[self._num_filled] = True if transition.valid is None else transition.valid
         self._num_filled += 1
+
+    def _adopt(self, rows: storage.Rows) -> None:
+        self._rows, self._columns = rows, storage.columns(rows)
 
     def batches(self) -> Iterator[Batch]:
         """The minibatches of a full rollout; none before it is full."""
@@ -165,7 +169,9 @@ class RolloutMemory:
         self._num_filled = len(valid)
         self._valid[: len(valid)] = valid
         shape = (self.num_steps, self.num_envs)
-        self._rows = None if state["rows"] is None else storage.restore(state["rows"], shape)
+        self._rows = None
+        if state["rows"] is not None:
+            self._adopt(storage.restore(state["rows"], shape))
         self._flat = tree_map(torch.clone, state["flat"])
         self._todo = deque(state["todo"])
         self._has_begun = state["has_begun"]

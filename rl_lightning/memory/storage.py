@@ -54,13 +54,18 @@ def row_dtype(fields: dict[str, ObsArray]) -> np.dtype[np.void]:
     return np.dtype([leaf(name, value) for name, value in fields.items()], align=True)
 
 
-def write(rows: Rows, fields: dict[str, Any]) -> None:
-    """Copy fields [B, ...] into rows [B]."""
+def columns(rows: Rows) -> dict[str, Any]:
+    """A view of each field of rows [*S], [*S, ...]; of an observation in parts, a dict of those."""
+    return {name: columns(rows[name]) if rows[name].dtype.names else rows[name] for name in rows.dtype.names or ()}
+
+
+def write(into: dict[str, Any], index: Any, fields: dict[str, Any]) -> None:
+    """Copy fields [...] to the place `index` of `columns`."""
     for name, value in fields.items():
         if isinstance(value, dict):
-            write(rows[name], value)
+            write(into[name], index, value)
         else:
-            rows[name] = value
+            into[name][index] = value
 
 
 def as_tensors(rows: Rows) -> Batch:
@@ -89,22 +94,17 @@ def restore(saved: Batch, shape: tuple[int, ...]) -> Rows:
     # row_dtype takes the first axis alone for the rows.
     dtype = row_dtype(tree_map(lambda array: array.reshape(-1, *array.shape[len(shape) :]), fields))
     rows = np.empty(shape, dtype)
-    write(rows[: len(fields["reward"])], fields)
+    write(columns(rows), slice(len(fields["reward"])), fields)
     return rows
 
 
-def valid_rows(transition: Transition, num_envs: int) -> NDArray[np.bool_]:
-    """[B] bool, which rows are experience.
-
-    Raises:
-        ShapeError: the transition is not of `num_envs` envs.
-    """
+def check_num_envs(transition: Transition, num_envs: int) -> None:
+    """Raise ShapeError unless the transition is of `num_envs` envs."""
     if transition.reward.shape != (num_envs,):
         raise ShapeError(
             f"the memory was made for num_envs={num_envs}, but the transition's reward has shape "
             f"{transition.reward.shape}. Make the memory for the number of envs that act together."
         )
-    return np.ones(num_envs, dtype=np.bool_) if transition.valid is None else transition.valid
 
 
 def check_at_least(owner: str, least: float, **numbers: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rl_lightning.envs.lockstep_pool import LockstepPool
 from rl_lightning.envs.pool import EnvPool, SinglePool, Step
 from rl_lightning.envs.recipe import EnvRecipe, as_recipe
 from rl_lightning.envs.vector_pool import VectorPool
@@ -16,6 +17,7 @@ __all__ = [
     "EnvPool",
     "EnvRecipe",
     "GymEnvModule",
+    "LockstepPool",
     "SinglePool",
     "Step",
     "VectorPool",

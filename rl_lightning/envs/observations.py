@@ -20,11 +20,13 @@ class ObsReader:
         one: observation of one env, as the env returned it -> [1, *O].
         batch: observations of B envs, as the vector env returned them -> [B, *O]. Both raise EnvError where shape,
             dtype or nesting do not fit the space.
+        put: `put(obs, i, value)` copies one env's observation into row i of what `empty` gave.
         all_finite: whether there is no NaN or infinity in what `one` or `batch` returned.
     """
 
     one: Callable[[Any], ObsArray]
     batch: Callable[[Any], ObsArray]
+    put: Callable[[Any, int, Any], None]
     all_finite: Callable[[Any], bool]
 
     def __init__(self, space: Space[Any], num_envs: int, *, owned: bool = False) -> None:
@@ -41,6 +43,7 @@ class ObsReader:
         only = self._leaves.get("")
         self.one = self._nested_one if only is None else only.one
         self.batch = self._nested_batch if only is None else only.batch
+        self.put = self._nested_put if only is None else only.put
         self.all_finite = self._nested_all_finite if only is None or not only.floating else all_finite
         if not self._floating:
             self.all_finite = _always
@@ -61,6 +64,16 @@ class ObsReader:
     def _nested_batch(self, obs: Any) -> ObsArray:
         flat = self._flatten(obs)
         return {path: leaf.batch(flat[path]) for path, leaf in self._leaves.items()}
+
+    def _nested_put(self, obs: Any, index: int, value: Any) -> None:
+        flat = self._flatten(value)
+        for path, leaf in self._leaves.items():
+            leaf.put(obs[path], index, flat[path])
+
+    def empty(self) -> ObsArray:
+        """Room for the observations of B envs."""
+        only = self._leaves.get("")
+        return only.empty() if only is not None else {path: leaf.empty() for path, leaf in self._leaves.items()}
 
     def _flatten(self, obs: Any) -> Any:
         try:
@@ -106,6 +119,14 @@ class _Leaf:
         if array.shape != self._batch_shape:
             raise self._misfit(np.asarray(value))
         return array
+
+    def put(self, array: Array, index: int, value: Any) -> None:
+        if not (value.__class__ is np.ndarray and value.dtype == self.dtype and value.shape == self._one_shape[1:]):
+            value = self.one(value)[0]
+        array[index] = value
+
+    def empty(self) -> Array:
+        return np.empty(self._batch_shape, self.dtype)
 
     def _convert(self, value: Any) -> Array:
         try:

@@ -36,7 +36,8 @@ class Step(NamedTuple):
         truncated: [B] bool, the episode was cut off.
         valid: [B] bool, False where an env only reset itself (see `EnvPool.spends_steps_on_resets`): reward 0, no
             flags, nothing to learn. None where all are valid.
-        infos: the env's own info (one env: its dict; a vector env: gymnasium's dict of arrays).
+        infos: the env's own info: of one env its dict, of a vector env gymnasium's dict of arrays, of envs in lockstep
+            their B dicts.
     """
 
     next_obs: ObsArray
@@ -44,7 +45,7 @@ class Step(NamedTuple):
     terminated: Mask
     truncated: Mask
     valid: Mask | None
-    infos: dict[str, Any]
+    infos: Any
 
 
 class EnvPool(ABC):

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rl_lightning.envs.checks import check_is_env
+from rl_lightning.envs.lockstep_pool import LockstepPool
 from rl_lightning.envs.pool import EnvPool, SinglePool
 from rl_lightning.envs.vector_pool import VectorPool
 from rl_lightning.envs.wrappers import EpisodeEnds
@@ -86,10 +87,10 @@ class EnvRecipe:
             return self._make_async()
         if self.num_envs == 1:
             return SinglePool(first, max_episode_len=self.max_episode_len)
-        parts: list[Callable[[], gym.Env[Any, Any]]] = [lambda: EpisodeEnds(first, self.max_episode_len)]
-        parts += [functools.partial(_make_vector_part, self)] * (self.num_envs - 1)
-        # The pool makes its own copies, so a second one here would be wasted.
-        return VectorPool(SyncVectorEnv(parts, copy=False, autoreset_mode=AutoresetMode.DISABLED))
+        parts: list[Callable[[], gym.Env[Any, Any]]] = [lambda: first]
+        parts += [functools.partial(_make_env, self)] * (self.num_envs - 1)
+        envs = SyncVectorEnv(parts, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        return LockstepPool(envs, max_episode_len=self.max_episode_len)
 
     def replace(self, **changes: Any) -> EnvRecipe:
         """The same recipe with some attributes changed."""

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import PassiveEnvChecker, RescaleAction, TimeLimit, TransformReward
 
-from rl_lightning.envs import EnvRecipe, SinglePool, VectorPool, as_recipe
+from rl_lightning.envs import EnvRecipe, LockstepPool, SinglePool, as_recipe
 from rl_lightning.types import ConfigurationError, EnvError
 from tests.envs import GivesObservation, NeedsReset, OldReset, OldSeed, OldStep, ReusesMemory, Scripted, go
 
@@ -57,9 +57,9 @@ def test_one_env_is_a_single_pool_without_gymnasiums_checker():
     assert PassiveEnvChecker not in layers(pool.env) and TimeLimit in layers(pool.env)
 
 
-def test_several_envs_are_a_sync_vector_env_that_resets_when_it_is_told_to():
+def test_several_envs_are_a_sync_vector_env_in_lockstep():
     pool = EnvRecipe("CartPole-v1", num_envs=3).make()
-    assert isinstance(pool, VectorPool) and type(pool.env) is SyncVectorEnv and pool.num_envs == 3
+    assert isinstance(pool, LockstepPool) and type(pool.env) is SyncVectorEnv and pool.num_envs == 3
     assert pool.env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     assert not any(PassiveEnvChecker in layers(env) for env in pool.env.envs)
 

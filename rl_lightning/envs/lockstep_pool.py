@@ -1,0 +1,122 @@
+"""Several envs of this process, stepped one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
+
+from rl_lightning.envs.actions import ActionReader
+from rl_lightning.envs.checks import FLOAT32_MAX, bad_step, first_result, non_finite
+from rl_lightning.envs.observations import ObsReader
+from rl_lightning.envs.pool import EnvPool, Mask, Seeds, Step, copy_obs
+from rl_lightning.types import Array, EnvError, ObsArray
+
+
+class LockstepPool(EnvPool):
+    """The envs of a `SyncVectorEnv`, stepped here: each step costs 10 microseconds over theirs, not 40.
+
+    The vector env itself is only what users look at: it knows the envs, and nothing of their episodes.
+    """
+
+    env: SyncVectorEnv
+    is_vector = True
+    is_lent = False
+
+    def __init__(self, env: SyncVectorEnv, *, max_episode_len: int | None = None) -> None:
+        """
+        Args:
+            env: made for this pool. `info["needs_reset"]` from the `step` of one of its envs cuts its episode off.
+            max_episode_len: in env steps; an episode that reaches it is cut off (truncated).
+        Raises:
+            ConfigurationError: a space that cannot be served.
+        """
+        self.env, self.num_envs = env, env.num_envs
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+        self._steps = [each.step for each in env.envs]
+        self._reader = ObsReader(self.observation_space, self.num_envs)
+        self._put, self._all_finite = self._reader.put, self._reader.all_finite
+        self._to_action = ActionReader(self.action_space, self.num_envs).batch
+        self._takes_numbers = isinstance(self.action_space, spaces.Discrete)
+        self._max_len = max_episode_len or 0
+        self._lengths = [0] * self.num_envs
+        self._obs: ObsArray = self._reader.empty()
+        self._over: Mask | None = np.ones(self.num_envs, np.bool_)  # those that wait for `begin_episodes`
+
+    def reset(self, seed: int | Seeds | None = None) -> ObsArray:
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        self._obs = self._reader.empty()
+        return self._reset_where(np.ones(self.num_envs, np.bool_), seeds)
+
+    def begin_episodes(self, seeds: Seeds | None = None) -> ObsArray:
+        if self._over is None:
+            return self._obs
+        self._obs = copy_obs(self._obs)
+        return self._reset_where(self._over, seeds)
+
+    def _reset_where(self, mask: Mask, seeds: Seeds | None) -> ObsArray:
+        """Start the episodes where `mask` [B] is True, in the observations that the pool has."""
+        for i in np.flatnonzero(mask).tolist():
+            self._put(self._obs, i, first_result(self.env.envs[i], None if seeds is None else seeds[i])[0])
+            self._lengths[i] = 0
+        if not self._all_finite(self._obs):
+            raise self._reader.non_finite(self._obs, self.num_steps)
+        self._over = None
+        return self._obs
+
+    def step(self, action: Array) -> Step:
+        actions = self._to_action(action)
+        each = actions.tolist() if self._takes_numbers else actions
+        obs, put, lengths, max_len = self._reader.empty(), self._put, self._lengths, self._max_len
+        rewards, terminateds, truncateds, infos = [], [], [], []
+        for i, step in enumerate(self._steps):
+            result = step(each[i])
+            try:
+                raw_obs, reward, terminated, truncated, info = result
+            except (TypeError, ValueError):
+                raise bad_step(result) from None
+            put(obs, i, raw_obs)
+            lengths[i] = length = lengths[i] + 1
+            rewards.append(reward)
+            terminateds.append(terminated)
+            truncateds.append(truncated or length == max_len or bool(info and info.get("needs_reset")))
+            infos.append(info)
+        self.num_steps += 1
+        self._obs = obs
+        if not self._all_finite(obs):
+            raise self._reader.non_finite(obs, self.num_steps)
+        terminated_, truncated_ = np.array(terminateds, np.bool_), np.array(truncateds, np.bool_)
+        if True in terminateds or True in truncateds:
+            self._over = terminated_ | truncated_
+        return Step(obs, self._rewards(rewards), terminated_, truncated_, None, infos)
+
+    def _rewards(self, rewards: list[Any]) -> Array:
+        """[B] float32.
+
+        Raises:
+            EnvError: one is not a number.
+            NonFiniteError: one is NaN, or nothing that float32 can hold.
+        """
+        try:
+            for reward in rewards:
+                if not -FLOAT32_MAX <= reward <= FLOAT32_MAX:
+                    raise non_finite("reward", np.array(rewards, np.float64), self.num_steps)
+            return np.array(rewards, np.float32)
+        except (TypeError, ValueError):
+            raise EnvError(
+                f"rewards {rewards!r} are not numbers: `step` must return one as its second value."
+            ) from None
+
+    def end_episodes(self, mask: Mask) -> None:
+        if mask.any():
+            self._over = mask.copy() if self._over is None else self._over | mask
+
+    def abandon_episodes(self) -> None:
+        self._over = np.ones(self.num_envs, np.bool_)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.env.close()

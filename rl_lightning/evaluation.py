@@ -242,6 +242,7 @@ class _Run:
         """The episodes that count, in the order of their starts, each as soon as all earlier ones are over."""
         everywhere = np.ones(self._pool.num_envs, np.bool_)
         self._pool.reset(seed if self._episode_seeds is None else self._seeds(everywhere))
+        self._let_rest()
         seeds, over = None, False
         while not over:
             obs = self._pool.begin_episodes(seeds)
@@ -281,6 +282,13 @@ class _Run:
             self._next_number += 1
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
+        self._let_rest()
+
+    def _let_rest(self) -> None:
+        """Envs whose next episode cannot count any more need not be stepped."""
+        num_episodes = self._goal.num_episodes
+        if num_episodes is not None and self._next_number > num_episodes:
+            self._pool.rest(self._numbers >= num_episodes)
 
     def _result(self, env: int, step: Step, *, ended: bool) -> EpisodeResult:
         recorded = {} if self._recorder is None else self._recorder.take(env, step.next_obs)

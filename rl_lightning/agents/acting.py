@@ -49,8 +49,7 @@ class Actor:
         """[B, *O] -> action [B, *A] and the agent's extras, each [B, ...]."""
         with torch.inference_mode():
             action, extras = self._agent.act(self._to_tensors(obs), explore=self._explore)
-            host_extras = {name: _to_host(extra) for name, extra in extras.items()} if extras else {}
-            return _to_host(action), host_extras
+            return _to_host(action), {name: _to_host(extra) for name, extra in extras.items()} if extras else {}
 
     def _to_tensors(self, obs: ObsArray) -> ObsTensor:
         if isinstance(obs, dict):
@@ -66,5 +65,5 @@ class Actor:
 def _to_host(tensor: Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:  # which numpy does not have
         tensor = tensor.float()
-    array: Array = tensor.cpu().numpy()
+    array: Array = tensor.numpy() if tensor.is_cpu else tensor.cpu().numpy()
     return array

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from gymnasium import Space
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
@@ -129,7 +130,7 @@ class PPO(Agent):
         log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
         ratio = log_ratio.exp()
         # The same as min(ratio * A, clip(ratio, 1 - c, 1 + c) * A), equation 7, for either sign of A.
-        limit = advantage + self.clip_range * advantage.abs()
+        limit = torch.addcmul(advantage, advantage.abs(), self.clip_range)
         policy_loss = -torch.minimum(ratio * advantage, limit).mean()
         value_loss = self._value_loss(value, batch)
         entropy = policy.entropy().mean()
@@ -137,21 +138,22 @@ class PPO(Agent):
 
         with torch.no_grad():
             # Schulman's estimate of KL(old || new): unbiased and never negative (joschu.net/blog/kl-approx.html).
-            self.approx_kl = (ratio - 1 - log_ratio).mean()
+            approx_kl = (ratio - 1 - log_ratio).mean()
+            self.approx_kl.copy_(approx_kl)
             return {
                 "policy_loss": policy_loss.detach(),
                 "value_loss": value_loss.detach(),
                 "entropy": entropy.detach(),
-                "approx_kl": self.approx_kl,
+                "approx_kl": approx_kl,
                 "clip_fraction": ((ratio - 1).abs() > self.clip_range).float().mean(),
                 "explained_variance": self.explained_variance,
             }
 
     def _value_loss(self, value: Tensor, batch: Batch) -> Tensor:
         target: Tensor = batch["return"]
-        error = (value - target).square()
         if self.clip_range_value is None:
-            return error.mean()
+            return F.mse_loss(value, target)
+        error = (value - target).square()
         old = target - batch["advantage"]
         clipped = old + (value - old).clamp(-self.clip_range_value, self.clip_range_value)
         return torch.maximum(error, (clipped - target).square()).mean()

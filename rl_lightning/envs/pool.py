@@ -34,8 +34,8 @@ class Step(NamedTuple):
         reward: [B] float32, as the env gave it.
         terminated: [B] bool, the env ended the episode.
         truncated: [B] bool, the episode was cut off.
-        valid: [B] bool, False where an env only reset itself (see `EnvPool.spends_steps_on_resets`): reward 0, no
-            flags, nothing to learn. None where all are valid.
+        valid: [B] bool, False where an env only reset itself (see `EnvPool.spends_steps_on_resets`) or rests: reward
+            0, no flags, nothing to learn. None where all are valid.
         infos: the env's own info: of one env its dict, of a vector env gymnasium's dict of arrays, of envs in lockstep
             their B dicts.
     """
@@ -122,6 +122,12 @@ class EnvPool(ABC):
 
         Raises:
             ConfigurationError: the vector env can only be reset as a whole.
+        """
+
+    def rest(self, mask: Mask) -> None:
+        """What the envs where `mask` [B] is True do is of no interest until `reset`; a pool that can lets them rest.
+
+        A resting env begins no episode and takes no step: its rows are then not `valid`, as with resets.
         """
 
     @abstractmethod

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl_lightning import PPO, RLModule, evaluate
 from rl_lightning.envs import LockstepPool, SinglePool, VectorPool
 from rl_lightning.types import EnvError, NonFiniteError
 from tests.envs import (
@@ -152,3 +153,35 @@ def test_it_closes_its_envs_once():
     pool = lockstep(Scripted, Scripted)
     pool.close(), pool.close()
     assert [env.closed for env in pool.env.envs] == [1, 1]
+
+
+def test_an_env_that_rests_is_neither_stepped_nor_reset_until_all_are():
+    pool = lockstep(functools.partial(Scripted, (2,)), functools.partial(Scripted, (2,)))
+    pool.reset(0)
+    go(pool)
+    pool.rest(np.array([False, True]))
+    steps = go(pool, 3)
+    assert [step.next_obs.tolist() for step in steps] == [
+        [[0.0, 2.0], [0.0, 1.0]],
+        [[1.0, 1.0], [0.0, 1.0]],
+        [[1.0, 2.0], [0.0, 1.0]],
+    ]
+    assert all(step.valid.tolist() == [True, False] and step.reward.tolist() == [1.0, 0.0] for step in steps)
+    assert not any(step.terminated[1] or step.truncated[1] for step in steps)
+    assert pool.env.envs[1].steps == 1
+    pool.reset(1)
+    assert go(pool)[0].valid is None and pool.env.envs[1].steps == 2
+
+
+@pytest.mark.parametrize("num_episodes", [1, 2, 3, 5, 8])
+def test_an_evaluation_steps_no_env_whose_episodes_will_not_count(num_episodes):
+    """Episodes of 1, 3 and 5 steps in three envs: all that is stepped is what counts, or runs beside it."""
+    pool = lockstep(*[functools.partial(Scripted, (length,)) for length in (1, 3, 5)])
+    agent = RLModule(PPO())
+    agent.build(pool.observation_space, pool.action_space)
+    result = evaluate(agent.agent, pool, num_episodes=num_episodes, seed=0)
+    rested = [env.steps for env in pool.env.envs]
+    plain = VectorPool(vector(*[functools.partial(Scripted, (length,)) for length in (1, 3, 5)]))
+    same = evaluate(agent.agent, plain, num_episodes=num_episodes, seed=0)
+    assert (result.returns, result.lengths) == (same.returns, same.lengths)
+    assert sum(result.lengths) <= sum(rested) <= sum(env.steps for env in plain.env.envs)

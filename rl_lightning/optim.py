@@ -59,11 +59,17 @@ class PackedOptimizer(Optimizer):
     _opt_called: bool = False
     _unpackable: bool = False
 
+    def formula(
+        self, group: Group, parameter: Tensor, gradient: Tensor, moments: list[Tensor], step: Tensor, lr: Tensor
+    ) -> None:
+        """What `kernel` does, in operations that a compiler can fuse, and with the learning rate as a tensor."""
+        raise NotImplementedError
+
     def kernel(self, group: Group, parameter: Tensor, gradient: Tensor, moments: list[Tensor], step: Tensor) -> None:
         """Step one tensor, in place.
 
         Args:
-            group: with the hyperparameters; `lr` may be a tensor.
+            group: with the hyperparameters.
             moments: the running averages, in the order of `MOMENTS`.
             step: float32 scalar, the number of this step, from 1.
         """
@@ -132,6 +138,18 @@ class PackedOptimizer(Optimizer):
             self._packs, self._unpackable = None, True
             return None
         return packs
+
+    @torch.no_grad()
+    def unpack(self) -> None:
+        """Give every parameter, and its state, memory of its own again; what has no state gets it."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                parameter.data = parameter.data.clone()
+                state["step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone()
+                for name in self.MOMENTS:
+                    state[name] = state[name].clone() if name in state else torch.zeros_like(parameter)
+        self._packs = None
 
     @torch.no_grad()
     def _pack(self) -> list[_Pack] | None:
@@ -207,6 +225,18 @@ class Adam(PackedOptimizer, torch.optim.Adam):
             maximize=False,
         )
 
+    def formula(
+        self, group: Group, parameter: Tensor, gradient: Tensor, moments: list[Tensor], step: Tensor, lr: Tensor
+    ) -> None:
+        mean, square = moments
+        beta1, beta2 = group["betas"]
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        deviation = (square / (1 - beta2**step)).sqrt() + group["eps"]
+        parameter.sub_(lr / (1 - beta1**step) * mean / deviation)
+
 
 class RMSprop(PackedOptimizer, torch.optim.RMSprop):
     """RMSprop, packed.
@@ -231,6 +261,13 @@ class RMSprop(PackedOptimizer, torch.optim.RMSprop):
         (square,) = moments
         square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
         parameter.addcdiv_(gradient, square.sqrt().add_(group["eps"]), value=-group["lr"])
+
+    def formula(
+        self, group: Group, parameter: Tensor, gradient: Tensor, moments: list[Tensor], step: Tensor, lr: Tensor
+    ) -> None:
+        (square,) = moments
+        square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
+        parameter.sub_(lr * gradient / (square.sqrt() + group["eps"]))
 
 
 def _gather_gradients(pack: _Pack) -> bool:

@@ -79,13 +79,7 @@ class Optimization:
             raise ConfigurationError(
                 f"update() stepped {name!r}, and configure_optimizers() has only: {', '.join(self._optimizers)}."
             )
-        self.last_loss = loss.detach()
-        if self._check_loss and not math.isfinite(loss.item()):
-            raise NonFiniteError(
-                f"the loss {name!r} is {loss.item()} at env step {self._clock.env_steps:_}, learning step "
-                f"{self._clock.num_updates:_}. Lower the learning rate, clip gradients "
-                "(Trainer(gradient_clip_val=0.5)), or look for its source with Trainer(detect_anomaly=True)."
-            )
+        self.note({name: loss.detach()})
         optimizer, every = self._optimizers[name], self._trainer.accumulate_grad_batches
         if self._num_accumulated[name] == 0:
             self._zero_grad(name, optimizer)
@@ -95,6 +89,21 @@ class Optimization:
         if not self.accumulating:
             self._num_accumulated[name] = 0
             self._step(name, optimizer)
+
+    def note(self, losses: dict[str, Tensor]) -> None:
+        """Remember the last of some losses, and refuse what is not finite.
+
+        Raises:
+            NonFiniteError: a loss is NaN or infinite.
+        """
+        for name, loss in losses.items():
+            self.last_loss = loss
+            if self._check_loss and not math.isfinite(loss.item()):
+                raise NonFiniteError(
+                    f"the loss {name!r} is {loss.item()} at env step {self._clock.env_steps:_}, learning step "
+                    f"{self._clock.num_updates:_}. Lower the learning rate, clip gradients "
+                    "(Trainer(gradient_clip_val=0.5)), or look for its source with Trainer(detect_anomaly=True)."
+                )
 
     def _zero_grad(self, name: str, optimizer: Optimizer) -> None:
         if self._before_zero_grad is not None:

@@ -73,6 +73,10 @@ class Trainer(pl.Trainer):
         steps_per_epoch: env steps in an epoch; the evaluation ends it.
         log_every_n_steps: env steps between two log entries.
         num_sanity_val_steps: evaluation episodes before training.
+        compile: make one compiled graph of a whole learning step (losses, gradients, clipping, optimizers), with the
+            same results to rounding: two to three times as fast, for seconds of start-up that are printed. Where
+            something overridden must run in its middle, or it cannot be compiled, a warning says so, and the learning
+            step runs as without.
         **kwargs: every other argument of `pytorch_lightning.Trainer`.
 
     Attributes:
@@ -102,11 +106,13 @@ class Trainer(pl.Trainer):
         steps_per_epoch: int = 10_000,
         log_every_n_steps: int | None = None,
         num_sanity_val_steps: int | None = 0,
+        compile: bool = False,
         **kwargs: Any,
     ) -> None:
         check_flags(steps_per_epoch, kwargs)
         self.init_args = {"strategy": strategy, "steps_per_epoch": steps_per_epoch, **kwargs}
         self.steps_per_epoch = steps_per_epoch
+        self.compile = compile
         self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
         if strategy in ("auto", "sync", "batch") or isinstance(strategy, Strategy):
             self._gathering, strategy = strategy, "auto"

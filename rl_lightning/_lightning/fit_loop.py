@@ -16,8 +16,10 @@ from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning._lightning.clock import Clock, next_multiple
+from rl_lightning._lightning.compilation import CompiledLearning, why_not_compiled
 from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
 from rl_lightning._lightning.hooks import Hooks
 from rl_lightning.agents import ForeignAgent
@@ -88,6 +90,7 @@ class RLFitLoop(_FitLoop):
     epoch_progress: Any
     user_min_epochs: int | None = None
     epoch_start = 0  # env step
+    _compiled: CompiledLearning | None = None
 
     @property
     def clock(self) -> Clock:
@@ -129,9 +132,9 @@ class RLFitLoop(_FitLoop):
         self._on_batch_start = hooks.bind("on_train_batch_start")
         self._on_batch_end = hooks.bind("on_train_batch_end")
         self._on_tick = hooks.bind("on_tick")
-        self._training_step = hooks.method("training_step")
         self._optimization = Optimization(trainer, hooks)
         trainer.lightning_module.__dict__["optimize"] = self._optimization
+        self._training_step = self._make_training_step(hooks)
         self._convert = self._batch_conversion(hooks)
         self._context = _training_context(trainer.precision_plugin)
         self._world_size = trainer.world_size
@@ -150,6 +153,18 @@ class RLFitLoop(_FitLoop):
         self._last_tick = self._last_log_time = time.perf_counter()
         self._last_tick_step = self._last_log_step = step
         self._last_log_updates = self.clock.num_updates
+
+    def _make_training_step(self, hooks: Hooks) -> Callable[[Batch, int], Any]:
+        """What does one learning step: the module's `training_step`, or with `compile=True` a graph of it."""
+        eagerly = hooks.method("training_step")
+        if not self.trainer.compile:
+            return eagerly
+        reason = why_not_compiled(self.trainer, hooks)
+        if reason is not None:
+            rank_zero_warn(f"compile=True: the learning step runs uncompiled, because {reason}.")
+            return eagerly
+        self._compiled = CompiledLearning(self.trainer, self._optimization, eagerly)
+        return self._compiled
 
     def _batch_conversion(self, hooks: Hooks) -> Callable[[Batch], Batch] | None:
         """What has to be done to each batch before it is learned from; None on the host in plain float32."""
@@ -398,6 +413,8 @@ class RLFitLoop(_FitLoop):
     def teardown(self) -> None:
         super().teardown()
         self.trainer.rl_strategy.teardown()
+        if self._compiled is not None:
+            self._compiled.close()
         module = self.trainer.lightning_module
         if module is not None:
             module.__dict__.pop("optimize", None)

@@ -37,7 +37,7 @@ class Hooks:
                     hook = on_our_clock(callback, hook, trainer)
                 callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
         own: Callable[..., Any] | None = None
-        if _overrides(module, name, pl.LightningModule) and _overrides(module, name, RLModule):
+        if _overrides(module, name, RLModule):
             own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
         return self._entered(name, callbacks, own) if callbacks or own is not None else None
 
@@ -63,8 +63,8 @@ class Hooks:
         return run
 
     def overridden(self, name: str) -> bool:
-        """Whether the module overrides one of Lightning's hooks."""
-        return _overrides(self._module, name, pl.LightningModule)
+        """Whether the user's module overrides it."""
+        return _overrides(self._module, name, RLModule)
 
     def _profiled(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
         profiler = self._trainer.profiler

@@ -17,7 +17,7 @@ from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
 from rl_lightning.optim import Adam, RMSprop
-from rl_lightning.types import Batch, Extras, Metrics, ObsTensor, StepFn, tree_map
+from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
 
 
 class A2C(Agent):
@@ -80,6 +80,9 @@ class A2C(Agent):
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
         return self.network.act(obs, explore=explore)
+
+    def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
+        return self.network.act_on_host(obs, explore=explore)
 
     @torch.no_grad()
     def prepare(self, rollout: Batch) -> Batch:

@@ -44,9 +44,14 @@ class Actor:
         self._device = device
         self._dtype = dtype
         self._is_plain = device.type == "cpu" and dtype == torch.float32
+        self._act_on_host = _host_method(agent) if self._is_plain else None
 
     def __call__(self, obs: ObsArray) -> tuple[Array, dict[str, Array]]:
         """[B, *O] -> action [B, *A] and the agent's extras, each [B, ...]."""
+        if self._act_on_host is not None:
+            acted = self._act_on_host(obs, explore=self._explore)
+            if acted is not None:
+                return acted
         with torch.inference_mode():
             action, extras = self._agent.act(self._to_tensors(obs), explore=self._explore)
             return _to_host(action), {name: _to_host(extra) for name, extra in extras.items()} if extras else {}
@@ -60,6 +65,16 @@ class Actor:
         tensor = torch.from_numpy(array)
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self._device, dtype, non_blocking=True)
+
+
+def _host_method(agent: Agent) -> Callable[..., tuple[Array, dict[str, Array]] | None] | None:
+    """The agent's `act_on_host`, unless somebody has since overridden `act`."""
+    for names in (vars(agent), *map(vars, type(agent).__mro__)):
+        if "act_on_host" in names:
+            return None if names is vars(Agent) else agent.act_on_host
+        if "act" in names:
+            return None
+    return None
 
 
 def _to_host(tensor: Tensor) -> Array:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.memory.memory import Memory
-from rl_lightning.types import Batch, ConfigurationError, Extras, Metrics, ObsTensor, StepFn
+from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
 
 
 class Agent(nn.Module, ABC):
@@ -85,6 +85,16 @@ class Agent(nn.Module, ABC):
         Returns:
             action [B, *A] as the env takes it (integers count from 0), and what to remember beside it, each [B, ...].
         """
+
+    def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
+        """`act` on the host, from arrays to arrays, where an agent can do that quicker: with a small network, most of
+        what acting costs is torch's overhead.
+
+        Returns:
+            as `act`; None where it cannot, and `act` is to be asked. A subclass that overrides `act` alone is never
+            asked for this.
+        """
+        return None
 
     @abstractmethod
     def update(self, batch: Batch, step: StepFn) -> Metrics:

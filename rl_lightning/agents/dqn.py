@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
@@ -20,7 +21,7 @@ from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
 from rl_lightning.nn import QNetwork
 from rl_lightning.optim import Adam
-from rl_lightning.types import Batch, ConfigurationError, Extras, Metrics, ObsTensor, StepFn
+from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
 
 
 class DQN(Agent):
@@ -111,16 +112,22 @@ class DQN(Agent):
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """The action of the highest value, or with probability epsilon a random one."""
+        greedy = self.network(obs).argmax(dim=-1)
         if not explore:
-            return self.network(obs).argmax(dim=-1), {}
-        num_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        explores = torch.rand(num_envs, device=self.epsilon.device) < self.epsilon
-        # On the host, where looking costs nothing, one env's action is either drawn or chosen.
-        is_drawn = bool(explores) if num_envs == 1 and explores.is_cpu else None
-        if is_drawn is False:
-            return self.network(obs).argmax(dim=-1), {}
-        drawn = torch.randint(self.num_actions, explores.shape, device=explores.device)
-        return drawn if is_drawn else torch.where(explores, drawn, self.network(obs).argmax(dim=-1)), {}
+            return greedy, {}
+        random = torch.randint(self.num_actions, greedy.shape, device=greedy.device)
+        return torch.where(torch.rand(greedy.shape, device=greedy.device) < self.epsilon, random, greedy), {}
+
+    def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
+        values = self.network.on_host(obs)
+        if values is None:
+            return None
+        action: Array = values.argmax(axis=-1)
+        if explore:
+            explores = torch.rand(len(action)).numpy() < self.epsilon.item()
+            if np.count_nonzero(explores):
+                action[explores] = torch.randint(self.num_actions, action.shape).numpy()[explores]
+        return action, {}
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""

@@ -11,11 +11,11 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from rl_lightning.nn.distributions import Distribution
-from rl_lightning.nn.encoders import make_encoder
-from rl_lightning.nn.heads import make_policy_head
+from rl_lightning.nn.encoders import make_encoder, passes_through
+from rl_lightning.nn.heads import CategoricalHead, GaussianHead, make_policy_head
 from rl_lightning.nn.layers import Layers
 from rl_lightning.nn.mlp import init_orthogonal, mlp
-from rl_lightning.types import Extras, ObsTensor
+from rl_lightning.types import Array, Extras, ObsArray, ObsTensor
 
 
 class ActorCritic(nn.Module):
@@ -83,3 +83,16 @@ class ActorCritic(nn.Module):
         if self.is_bounded:
             return sample.clamp(self.low, self.high), {"sample": sample}
         return sample, {}
+
+    def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
+        """`act` in NumPy, for small networks on the host; None where that is not possible."""
+        layers = self.policy_layers
+        head = layers[-1]
+        if not (isinstance(head, CategoricalHead | GaussianHead) and passes_through(self.encoder, obs)):
+            return None
+        assert not isinstance(obs, dict)
+        numbers = layers.on_host(obs, num_left=1)
+        sample = None if numbers is None else head.act_on_host(numbers, explore=explore)
+        if sample is None or not self.is_bounded:
+            return None if sample is None else (sample, {})
+        return sample.clip(self.low.numpy(), self.high.numpy()), {"sample": sample}

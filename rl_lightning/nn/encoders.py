@@ -11,7 +11,7 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from rl_lightning.envs.spaces import leaf_spaces
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import ConfigurationError, ObsArray
 
 NATURE_MIN_PIXELS = 36
 """The smallest side that the three convolutions of Mnih et al. (2015) leave a pixel of."""
@@ -39,6 +39,18 @@ class Encoder(nn.Module):
     """Base of all encoders: observations of one space -> features [B, out_features]."""
 
     out_features: int
+
+
+def passes_through(encoder: Encoder, obs: ObsArray) -> bool:
+    """Whether the encoder gives these observations back as they are: rows of float32 numbers."""
+    return (
+        type(encoder) is Flatten
+        and not encoder.is_scaled
+        and type(obs) is np.ndarray
+        and obs.ndim == 2
+        and obs.dtype == np.float32
+        and not (encoder._forward_hooks or encoder._forward_pre_hooks)
+    )
 
 
 class SideBySide(Encoder):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rl_lightning.nn.distributions import Bernoulli, Categorical, Gaussian
 from rl_lightning.nn.mlp import init_orthogonal
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import Array, ConfigurationError
 
 
 class CategoricalHead(nn.Module):
@@ -35,6 +35,16 @@ class CategoricalHead(nn.Module):
             padded = logits.new_full((len(logits), math.prod(self.shape)), never)
             logits = padded.index_copy(1, self.columns, logits)
         return Categorical(logits if len(self.shape) == 1 else logits.view(-1, *self.shape))
+
+    def act_on_host(self, logits: Array, *, explore: bool) -> Array | None:
+        """`Categorical`'s `sample` or `mode` in NumPy, for a single choice; None for several."""
+        if len(self.shape) > 1:
+            return None
+        if explore:
+            noise = torch.empty(logits.shape).exponential_().numpy()
+            logits = logits - np.log(noise)
+        action: Array = logits.argmax(axis=-1)
+        return action
 
 
 class BernoulliHead(nn.Module):
@@ -60,6 +70,14 @@ class GaussianHead(nn.Module):
 
     def forward(self, mean: Tensor) -> Gaussian:
         return Gaussian(mean.view(-1, *self.shape), self.log_std)
+
+    def act_on_host(self, mean: Array, *, explore: bool) -> Array | None:
+        """`Gaussian`'s `sample` or `mode` in NumPy."""
+        mean = mean.reshape(-1, *self.shape)
+        if not explore:
+            return mean
+        sample: Array = mean + np.exp(self.log_std.detach().numpy()) * torch.randn(mean.shape).numpy()
+        return sample
 
 
 def make_policy_head(in_features: int, action_space: Space[Any]) -> list[nn.Module]:

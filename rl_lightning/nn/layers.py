@@ -46,9 +46,9 @@ class Layers(nn.Sequential):
     _plan: _Plan | None = None
 
     def forward(self, x: Any) -> Any:
-        plan = self._plan
-        if plan is None or plan.given != list(self._modules.values()):
-            plan = self.__dict__["_plan"] = _Plan(list(self.children()))
+        if torch.compiler.is_compiling():
+            return super().forward(x)  # type: ignore[no-untyped-call]
+        plan = self._current_plan()
         if any(plan.hooks):
             return super().forward(x)  # type: ignore[no-untyped-call]
         if (
@@ -57,7 +57,6 @@ class Layers(nn.Sequential):
             and x.dim() == 2
             and x.shape[0] <= plan.max_rows
             and x.dtype is torch.float32
-            and not torch.compiler.is_compiling()
             and torch._C._functorch.peek_interpreter_stack() is None
         ):
             x = plan.differentiable(x) if torch.is_grad_enabled() else torch.from_numpy(plan.on_host(x.numpy())[-1])
@@ -69,6 +68,19 @@ class Layers(nn.Sequential):
         for layer in plan.others:
             x = layer(x)
         return x
+
+    def on_host(self, x: Array, *, num_left: int) -> Array | None:
+        """[N, in] through all but the last `num_left` layers; None where those cannot run in NumPy."""
+        plan = self._current_plan()
+        if len(plan.others) != num_left or len(x) > plan.max_rows or any(plan.hooks):
+            return None
+        return plan.on_host(x)[-1]
+
+    def _current_plan(self) -> _Plan:
+        plan = self._plan
+        if plan is None or plan.given != list(self._modules.values()):
+            plan = self.__dict__["_plan"] = _Plan(list(self.children()))
+        return plan
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.__dict__.pop("_plan", None)  # another device or dtype may follow

@@ -8,10 +8,10 @@ from typing import Any
 from gymnasium import Space
 from torch import Tensor, nn
 
-from rl_lightning.nn.encoders import make_encoder
+from rl_lightning.nn.encoders import make_encoder, passes_through
 from rl_lightning.nn.layers import Layers
 from rl_lightning.nn.mlp import mlp
-from rl_lightning.types import ObsTensor
+from rl_lightning.types import Array, ObsArray, ObsTensor
 
 
 class QNetwork(nn.Module):
@@ -58,3 +58,10 @@ class QNetwork(nn.Module):
         state_value: Tensor = self.value(features)
         advantage: Tensor = self.advantage(features)
         return state_value + advantage - advantage.mean(dim=-1, keepdim=True)
+
+    def on_host(self, obs: ObsArray) -> Array | None:
+        """The same in NumPy, for small networks on the host; None where that is not possible."""
+        if self.value is not None or not passes_through(self.encoder, obs):
+            return None
+        assert not isinstance(obs, dict)
+        return self.advantage.on_host(obs, num_left=0)

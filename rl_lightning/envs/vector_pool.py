@@ -28,7 +28,8 @@ class VectorPool(EnvPool):
     ) -> None:
         """
         Args:
-            env: the vector env; its `metadata["autoreset_mode"]` says how it starts its next episodes.
+            env: the vector env; its `metadata["autoreset_mode"]` says how it starts its next episodes. The pool itself
+                resets those that say `info["needs_reset"]`, whose episode is then cut off.
             max_episode_len: in env steps; an episode that reaches it is cut off. Only where some of the envs can be
                 reset: gymnasium's own vector envs, and others whose autoreset is DISABLED.
             owns_env: whether `close` closes the vector env.
@@ -110,6 +111,9 @@ class VectorPool(EnvPool):
         ended = terminated | truncated
         if self._mode != AutoresetMode.DISABLED and np.count_nonzero(ended):
             obs = self._after_end(obs, ended, infos)
+        if infos and "needs_reset" in infos:
+            truncated |= self._asked_for_reset(infos, ended, valid)
+            ended = terminated | truncated
         if self._max_len:
             self._lengths += 1 if valid is None else valid
             truncated |= self._lengths >= self._max_len
@@ -123,11 +127,7 @@ class VectorPool(EnvPool):
         if not mask.any():
             return
         over = mask.copy() if self._over is None else self._over | mask
-        if not (self.can_reset_some or over.all()):
-            raise ConfigurationError(
-                f"{self.env} cannot reset some of its envs: gymnasium's vector envs can, and others with "
-                'metadata["autoreset_mode"] DISABLED and reset(options={"reset_mask": mask}).'
-            )
+        self._check_can_reset(over)
         self._over = over
 
     def abandon_episodes(self) -> None:
@@ -149,6 +149,22 @@ class VectorPool(EnvPool):
         elif self.spends_steps_on_resets:
             self._reset_by_itself = ended
         return obs
+
+    def _asked_for_reset(self, infos: dict[str, Any], ended: Mask, valid: Mask | None) -> Mask:
+        """Which envs [B] say `info["needs_reset"]`; those of them that have not `ended` did not reset themselves."""
+        asked = np.array(infos["needs_reset"], np.bool_) & np.asarray(infos.get("_needs_reset", True), np.bool_)
+        if valid is not None:
+            asked &= valid
+        if np.count_nonzero(asked & ~ended):
+            self._check_can_reset(asked | ended, 'info["needs_reset"]: ')
+        return asked
+
+    def _check_can_reset(self, over: Mask, reason: str = "") -> None:
+        if not (self.can_reset_some or over.all()):
+            raise ConfigurationError(
+                f"{reason}{self.env} cannot reset some of its envs: gymnasium's vector envs can, and others with "
+                'metadata["autoreset_mode"] DISABLED and reset(options={"reset_mask": mask}).'
+            )
 
     def _final_obs(self, infos: dict[str, Any], index: int) -> Any:
         if "final_obs" not in infos:

@@ -164,6 +164,11 @@ def test_5_those_that_fit_in_the_steps_count_in_the_order_of_their_starts(n_step
     assert evaluate(Told(log), vector(log, (2,), (3,)), num_steps=n_steps).lengths == lengths
 
 
+def test_5_an_env_that_needs_a_reset_ends_its_episode(log):
+    envs = SyncVectorEnv([partial(Env, log, (2,), ends="needs_reset")] * 2)
+    assert evaluate(Told(log), envs, num_episodes=3).lengths == [2, 2, 2]
+
+
 def test_5_in_the_last_observe_every_env_is_reset(log):
     evaluate(Told(log), vector(log, (2,), (9,), (9,)), num_episodes=1)
     assert [call[4] for call in named(log, "eval observe")] == [[False] * 3, [True] * 3]

@@ -107,6 +107,17 @@ def test_2_in_batch(mode, log, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ends", ["truncated", "needs_reset"])
+def test_2_in_batch_cut_off_is_not_done_in_a_users_vector_env(ends, mode, log, tmp_path):
+    """Lengths 2 and 3; the last reset of training is not made, but for those that SAME_STEP makes itself."""
+    train_agent_batch(Told(log), vector(log, (2,), (3,), ends=ends, mode=mode), 8, tmp_path)
+    resets = [[False, False], [True, False], [False, True], [True, False]]
+    assert [call[3:] for call in named(log, "observe")] == [([False, False], reset) for reset in resets]
+    by_itself = mode == AutoresetMode.SAME_STEP and ends == "truncated"
+    assert (len(named(log, "0 reset")), len(named(log, "1 reset"))) == (2 + by_itself, 2)
+
+
 def test_3_the_agents_own_count_starts_at_the_offset(log, tmp_path):
     agent = Told(log)
     train_agent(agent, Env(log), 12, tmp_path, step_offset=10)

@@ -676,6 +676,17 @@ def test_episodes_that_end_by_themselves_at_the_limit_are_both_in_every_mode(mod
     assert [len(env.seeds) for env in pool.env.envs] == [3, 3]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrap", [lambda env: env, RecordEpisodeStatistics], ids=["plain", "wrapped"])
+def test_an_env_that_needs_a_reset_gets_one_in_every_mode(mode, wrap):
+    """Env 0 asks for it at its second step, env 1 at its third; neither resets itself."""
+    pool = VectorPool(wrap(vector(*[functools.partial(NeedsReset, every) for every in (2, 3)], mode=mode)))
+    factories = [lambda: NeedsReset(2), lambda: NeedsReset(3)]
+    for factory, mine in zip(factories, transitions(pool, np.ones((7, 2), int)), strict=True):
+        assert mine == alone(factory, mine)
+        assert len(mine) == 7 and not any(seen.terminated for seen in mine)
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
 def test_max_episode_len_needs_the_wrapper_where_no_env_can_be_told_to_reset(mode):
     with pytest.raises(ConfigurationError, match="max_episode_len=3.*TimeLimit"):
@@ -757,6 +768,27 @@ def test_a_vector_env_that_only_resets_as_a_whole_says_so():
     go(pool, 3)
     with pytest.raises(ConfigurationError, match="no seeds for single envs"):
         pool.begin_episodes([1, 2])
+
+
+class Asks(Own):
+    """All its envs, or the first alone, ask for a reset after their second step; there is no mask beside it."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__(AutoresetMode.SAME_STEP)
+        self.alone = alone
+
+    def step(self, actions: Any) -> Any:
+        *rest, infos = super().step(actions)
+        return *rest, {**infos, "needs_reset": (self.t[:, 0] == 2.0) & [True, not self.alone]}
+
+
+def test_an_env_that_needs_a_reset_where_only_the_whole_can_be_reset():
+    pool = VectorPool(Asks(alone=False))
+    assert [step.truncated.tolist() for step in go(pool, 3)] == [[False] * 2, [True] * 2, [False] * 2]
+    pool = VectorPool(Asks(alone=True))
+    go(pool)
+    with pytest.raises(ConfigurationError, match=r'info\["needs_reset"\]: .* cannot reset some'):
+        go(pool)
 
 
 def test_what_is_not_finite_is_named_with_its_env():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rl_lightning.callbacks import StepHooks
 from rl_lightning.env_module import EnvLike, as_env_module
 from rl_lightning.envs import EnvRecipe
+from rl_lightning.experiments.checks import check_hooks, prepare_run
 from rl_lightning.experiments.directories import AgentDirectories, CheckpointsBetweenSteps
 from rl_lightning.experiments.evaluator import Evaluator, ForeignEvaluator
 from rl_lightning.experiments.log import EpisodeLog
@@ -64,6 +64,7 @@ def train_agent(
     """
     logger = logger or logging.getLogger(__name__)
     directories = AgentDirectories(Path(outdir), logger, checkpoint_freq)
+    prepare_run(steps, step_offset, Path(outdir), evaluator)
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=not eval_during_episode)
     _run(
         agent,
@@ -118,7 +119,7 @@ def train_agent_with_evaluation(
         ConfigurationError: arguments that cannot work, before any step.
         ValueError: an evaluation hook does not support this function.
     """
-    _check_hooks(evaluation_hooks, "support_train_agent", "train_agent_with_evaluation")
+    check_hooks(evaluation_hooks, "support_train_agent", "train_agent_with_evaluation")
     if eval_env is None:
         eval_env = _env_like(env, or_itself=not eval_during_episode)
     evaluator = Evaluator(
@@ -182,6 +183,7 @@ def train_agent_batch(
     """
     logger = logger or logging.getLogger(__name__)
     directories = AgentDirectories(Path(outdir), logger, checkpoint_freq)
+    prepare_run(steps, step_offset, Path(outdir), evaluator)
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=False)
     log = EpisodeLog(logger, Path(outdir), interval=log_interval, window=return_window_size)
     _run(
@@ -235,7 +237,7 @@ def train_agent_batch_with_evaluation(
         ConfigurationError: arguments that cannot work, before any step.
         ValueError: an evaluation hook does not support this function.
     """
-    _check_hooks(evaluation_hooks, "support_train_agent_batch", "train_agent_batch_with_evaluation")
+    check_hooks(evaluation_hooks, "support_train_agent_batch", "train_agent_batch_with_evaluation")
     evaluator = Evaluator(
         agent=agent,
         env=_env_like(env, or_itself=False) if eval_env is None else eval_env,
@@ -280,12 +282,9 @@ def _run(
     evaluator: Any,
 ) -> None:
     """Let a Trainer do it."""
-    _check_steps(steps, step_offset, evaluator)
-    _check_writable(outdir)
     ours = evaluator if isinstance(evaluator, Evaluator) else None
     if ours is not None:
         outdir = ours.outdir
-        _check_scores(outdir, step_offset)
     trainer = Trainer(
         strategy=strategy,
         max_steps=steps,
@@ -341,39 +340,3 @@ def _env_like(env: EnvLike, *, or_itself: bool) -> EnvRecipe:
         if or_itself and isinstance(recipe.source, gymnasium.Env):
             return recipe
         raise ConfigurationError(f"eval_env is needed: {error}") from error
-
-
-def _check_hooks(hooks: Sequence[Any], flag: str, function: str) -> None:
-    for hook in hooks:
-        if not getattr(hook, flag, False):
-            raise ConfigurationError(f"{hook} does not support {function}().")
-
-
-def _check_steps(steps: int, step_offset: int, evaluator: Any) -> None:
-    if not 0 <= step_offset < steps:
-        raise ConfigurationError(
-            f"steps={steps}, step_offset={step_offset}: `steps` counts all env steps, and must be more than those that "
-            "were taken before, which are at least 0."
-        )
-    if isinstance(evaluator, Evaluator) and evaluator.step_offset != step_offset:
-        raise ConfigurationError(f"step_offset={step_offset}, and the Evaluator's is {evaluator.step_offset}.")
-
-
-def _check_writable(outdir: Path) -> None:
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=outdir):
-            pass
-    except OSError as error:
-        raise ConfigurationError(
-            f"outdir={str(outdir)!r} cannot be written to ({error}). Choose another directory, or mend this one."
-        ) from error
-
-
-def _check_scores(outdir: Path, step_offset: int) -> None:
-    _check_writable(outdir)
-    if step_offset == 0 and (outdir / "scores.txt").exists():
-        raise ConfigurationError(
-            f"{outdir} holds the scores.txt of another run. Choose another directory, or go on with that run: give "
-            "step_offset= the env steps it has taken, and its agent."
-        )

@@ -1,0 +1,65 @@
+"""What cannot work, found before any step; and the directories, made ready."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_lightning.experiments.evaluator import Evaluator
+from rl_lightning.types import ConfigurationError
+
+
+def check_hooks(hooks: Sequence[Any], flag: str, function: str) -> None:
+    """Whether the evaluation hooks work in a function.
+
+    Raises:
+        ConfigurationError: one does not.
+    """
+    for hook in hooks:
+        if not getattr(hook, flag, False):
+            raise ConfigurationError(f"{hook} does not support {function}().")
+
+
+def prepare_run(steps: int, step_offset: int, outdir: Path, evaluator: Any) -> None:
+    """Check the arguments that go together, and make the directories ready.
+
+    Args: those of `train_agent`.
+    Raises:
+        ConfigurationError: arguments that cannot work, or a directory that cannot be written or holds another run.
+    """
+    _check_steps(steps, step_offset, evaluator)
+    _make_ready(outdir)
+    if isinstance(evaluator, Evaluator):
+        _make_ready(evaluator.outdir)
+        _check_scores(evaluator.outdir, step_offset)
+
+
+def _check_steps(steps: int, step_offset: int, evaluator: Any) -> None:
+    if not 0 <= step_offset < steps:
+        raise ConfigurationError(
+            f"steps={steps}, step_offset={step_offset}: `steps` counts all env steps, and must be more than those that "
+            "were taken before, which are at least 0."
+        )
+    if isinstance(evaluator, Evaluator) and evaluator.step_offset != step_offset:
+        raise ConfigurationError(f"step_offset={step_offset}, and the Evaluator's is {evaluator.step_offset}.")
+
+
+def _make_ready(outdir: Path) -> None:
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=outdir):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"outdir={str(outdir)!r} cannot be written to ({error}). Choose another directory, or mend this one."
+        ) from error
+
+
+def _check_scores(outdir: Path, step_offset: int) -> None:
+    if step_offset == 0 and (outdir / "scores.txt").exists():
+        raise ConfigurationError(
+            f"{outdir} holds the scores.txt of another run. Choose another directory, or go on with that run: give "
+            "step_offset= the env steps it has taken, and its agent."
+        )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_lightning.experiments.directories import put_back
 from rl_lightning.experiments.evaluator import Evaluator
 from rl_lightning.types import ConfigurationError
 
@@ -51,6 +52,7 @@ def _make_ready(outdir: Path) -> None:
         outdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=outdir):
             pass
+        put_back(outdir)
     except OSError as error:
         raise ConfigurationError(
             f"outdir={str(outdir)!r} cannot be written to ({error}). Choose another directory, or mend this one."

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
 
 CHECKPOINT_FILE = "agent.ckpt"
+_REPLACED = ".replaced-"
+"""What the name of a directory begins with while another takes its place."""
 
 
 def save_agent(trainer: Trainer, directory: Path) -> None:
     """Save the agent as a directory, which is complete once it has its name.
 
     An agent that has `save(dirname)` writes itself there. Otherwise the directory holds a checkpoint, `agent.ckpt`,
-    that `Trainer.fit(ckpt_path=...)` can go on from. A directory of that name is replaced.
+    that `Trainer.fit(ckpt_path=...)` can go on from. A directory of that name is replaced: after an error it is as it
+    was, and if the process is killed meanwhile, `put_back` finds it.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent))
@@ -37,15 +40,51 @@ def save_agent(trainer: Trainer, directory: Path) -> None:
             fresh.mkdir(exist_ok=True)
         else:
             trainer.save_checkpoint(fresh / CHECKPOINT_FILE, weights_only=False)
-        for path in fresh.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        if directory.exists():
-            os.replace(directory, workplace / "old")
-        os.replace(fresh, directory)
+        for path in [*fresh.rglob("*"), fresh]:
+            _sync(path)
+        _give_name(fresh, directory)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+def put_back(outdir: Path) -> None:
+    """Give directories that were being replaced when their process was killed their names back."""
+    for old in outdir.glob(f"{_REPLACED}*"):
+        _put_back(outdir / old.name.removeprefix(_REPLACED))
+
+
+def _put_back(directory: Path) -> None:
+    old = _name_meanwhile(directory)
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)  # the new one has its name already, or nothing was replaced
+    elif old.exists():
+        os.replace(old, directory)
+
+
+def _name_meanwhile(directory: Path) -> Path:
+    return directory.with_name(_REPLACED + directory.name)
+
+
+def _give_name(fresh: Path, directory: Path) -> None:
+    _put_back(directory)
+    try:
+        if directory.exists():
+            os.replace(directory, _name_meanwhile(directory))
+        os.replace(fresh, directory)
+        _sync(directory.parent)
+    finally:
+        _put_back(directory)
+
+
+def _sync(path: Path) -> None:
+    """Have it on disk, or a name could outlive a power cut, and what it names not."""
+    posix = os.name == "posix"  # elsewhere directories cannot be opened, and files only be synced to be written
+    if path.is_file() or (path.is_dir() and posix):
+        descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class AgentDirectories(pl.Callback):

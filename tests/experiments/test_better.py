@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from functools import partial
 from pathlib import Path
@@ -165,6 +166,36 @@ def test_a_best_agent_that_cannot_be_written_leaves_the_one_before(log, tmp_path
         )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best", "scores.txt"]
     assert (tmp_path / "best/num_acts").read_text() == "2"
+
+
+@pytest.mark.parametrize(("at", "best"), [(1, "2"), (2, "4")])
+def test_ctrl_c_while_the_best_agent_is_replaced_leaves_one(at, best, log, tmp_path, monkeypatch):
+    """After the first renaming the new agent is not there yet; after the second it is."""
+    real, renamed = os.replace, []
+
+    def replace(source, target):
+        real(source, target)
+        if Path(target).name in ("best", ".replaced-best"):
+            renamed.append(target)
+            if len(renamed) == 1 + at:  # the first best agent takes one
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(log, tmp_path, 0, 3, [1, 2, 3])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["2_except", "best", "scores.txt"]
+    assert (tmp_path / "best/num_acts").read_text() == best
+
+
+@pytest.mark.parametrize("has_name", [False, True])
+def test_a_best_agent_whose_process_was_killed_meanwhile_is_found(has_name, log, tmp_path):
+    go_on(log, tmp_path, 0, 2, [1, 2])
+    (tmp_path / "best").rename(tmp_path / ".replaced-best")
+    if has_name:
+        shutil.copytree(tmp_path / ".replaced-best", tmp_path / "best")
+    go_on(log, tmp_path, 2, 3, [0])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["2_finish", "3_finish", "best", "scores.txt"]
+    assert (tmp_path / "best/num_acts").read_text() == "4"
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def prepare_run(steps: int, step_offset: int, outdir: Path, evaluator: Any) -> N
     _make_ready(outdir)
     if isinstance(evaluator, Evaluator):
         _make_ready(evaluator.outdir)
-        _check_scores(evaluator.outdir, step_offset)
+        _check_is_fresh(evaluator.outdir, step_offset)
 
 
 def _check_steps(steps: int, step_offset: int, evaluator: Any) -> None:
@@ -59,9 +59,11 @@ def _make_ready(outdir: Path) -> None:
         ) from error
 
 
-def _check_scores(outdir: Path, step_offset: int) -> None:
-    if step_offset == 0 and (outdir / "scores.txt").exists():
+def _check_is_fresh(outdir: Path, step_offset: int) -> None:
+    """Refuse to begin where another run has left its scores or its best agent."""
+    there = [name for name in ("scores.txt", "best") if (outdir / name).exists()]
+    if step_offset == 0 and there:
         raise ConfigurationError(
-            f"{outdir} holds the scores.txt of another run. Choose another directory, or go on with that run: give "
-            "step_offset= the env steps it has taken, and its agent."
+            f"{outdir} holds the {' and '.join(there)} of another run. Choose another directory, or go on with that "
+            "run: give step_offset= the env steps it has taken, and its agent."
         )

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from rl_lightning.module import RLModule
     from rl_lightning.trainer import Trainer
 
-CHECKPOINT_FILE = "agent.ckpt"
+CHECKPOINT_FILE, SCORE_FILE = "agent.ckpt", "score.txt"
 _REPLACED = ".replaced-"
 """What the name of a directory begins with while another takes its place."""
 
 
-def save_agent(trainer: Trainer, directory: Path) -> None:
+def save_agent(trainer: Trainer, directory: Path, score: float | None = None) -> None:
     """Save the agent as a directory, which is complete once it has its name.
 
     An agent that has `save(dirname)` writes itself there. Otherwise the directory holds a checkpoint, `agent.ckpt`,
-    that `Trainer.fit(ckpt_path=...)` can go on from. A directory of that name is replaced: after an error it is as it
-    was, and if the process is killed meanwhile, `put_back` finds it.
+    that `Trainer.fit(ckpt_path=...)` can go on from. `score.txt` holds the score, if one is given. A directory of that
+    name is replaced: after an error it is as it was, and if the process is killed meanwhile, `put_back` finds it.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent))
@@ -40,6 +40,8 @@ def save_agent(trainer: Trainer, directory: Path) -> None:
             fresh.mkdir(exist_ok=True)
         else:
             trainer.save_checkpoint(fresh / CHECKPOINT_FILE, weights_only=False)
+        if score is not None:
+            (fresh / SCORE_FILE).write_text(f"{score!r}\n")
         for path in [*fresh.rglob("*"), fresh]:
             _sync(path)
         _give_name(fresh, directory)
@@ -153,12 +155,14 @@ class CheckpointsBetweenSteps(pl.Callback):
 
 
 class BestDirectory(BestAgent):
-    """`BestAgent` as the directory `best`. An earlier run's, in the same place, is replaced only by a better one.
+    """`BestAgent` as the directory `best`, with its score in `score.txt`.
 
     Args:
-        outdir: where, with the `scores.txt` of the earlier run.
+        outdir: where.
         logger: what is told of every new best.
         saves: whether to save it; False only keeps count.
+    Attributes:
+        max_score: the best score so far, also of the run's earlier parts; -inf before the first.
     """
 
     def __init__(self, outdir: Path, logger: Logger, *, saves: bool = True) -> None:
@@ -166,13 +170,21 @@ class BestDirectory(BestAgent):
         self._outdir, self._logger, self._saves = outdir, logger, saves
         self.max_score = float("-inf")
 
-    def setup(self, trainer: Trainer, pl_module: RLModule, stage: str) -> None:  # type: ignore[override]
-        if (self._outdir / self.filename).exists():
-            means = [float(row["mean"]) for row in read_scores(self._outdir / "scores.txt")]
-            self.max_score = max((mean for mean in means if mean == mean), default=float("-inf"))
+    def go_on(self, step_offset: int) -> None:
+        """Start from the best score that the run in `outdir` has reached: by this env step, or by its agent `best`.
+
+        Raises:
+            ConfigurationError: it is not known how good `best` is.
+        """
+        rows = [row for row in read_scores(self._outdir / "scores.txt") if int(row["steps"]) <= step_offset]
+        scores = [float(row["mean"]) for row in rows]
+        best = self._outdir / self.filename
+        if self._saves and best.exists():
+            scores.append(_read_score(best))
+        self.max_score = max((score for score in scores if score == score), default=float("-inf"))
 
     def _is_better(self, score: Any) -> bool:
-        return score.item() > self.max_score
+        return score.item() > self.max_score  # never, if it is NaN
 
     def _fresh_path(self, trainer: Trainer) -> Path:
         return self._outdir / self.filename
@@ -183,8 +195,18 @@ class BestDirectory(BestAgent):
         self._logger.info("The best score is updated %s -> %s", self.max_score, score)
         self.max_score = score
         if self._saves:
-            save_agent(trainer, path)
+            save_agent(trainer, path, score)
             self._logger.info("Saved the agent to %s", path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
         """The log has told."""
+
+
+def _read_score(best: Path) -> float:
+    try:
+        return float((best / SCORE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{best} is there, but {SCORE_FILE} in it does not say its score ({error}), and a worse agent could take "
+            f"its place. Write its mean return into that file, or move {best} away."
+        ) from error

@@ -38,7 +38,7 @@ class Evaluator:
         logger: what is told of new best scores.
         use_tensorboard: whether to write event files into `outdir`.
     Attributes:
-        max_score: the best mean return so far; -inf before the first evaluation.
+        max_score: the best mean return so far, that of a run it goes on with included; -inf before the first.
         history: one dict an evaluation: the agent's own statistics, and `eval_score`.
     Raises:
         ConfigurationError: not exactly one of `n_steps` and `n_episodes`, or a number below 1.
@@ -89,9 +89,11 @@ class Evaluator:
     def callbacks(self, successful_score: float | None, *, at_episode_end: bool) -> list[pl.Callback]:
         """The callbacks that do the work: evaluate, call the hooks, test for success, keep the best agent."""
         self._evaluation.at_episode_end = at_episode_end
+        self._best.go_on(self.step_offset)
         callbacks: list[pl.Callback] = [self._evaluation, EvaluationHooks(self.evaluation_hooks, evaluator=self)]
         if successful_score is not None:
-            callbacks.append(SuccessfulScore(successful_score))
+            callbacks.append(success := SuccessfulScore(successful_score))
+            success.best = self.max_score
         return [*callbacks, self._best]
 
 

@@ -99,10 +99,10 @@ def rows(path):
     return [line.split("\t")[:4:3] for line in (path / "scores.txt").read_text().splitlines()[1:]]
 
 
-def go_on(log, tmp_path, offset, steps, scores):
+def go_on(log, tmp_path, offset, steps, scores, **kwargs):
     agent = Told(log)
     train_agent_with_evaluation(
-        agent, Env([], (1,)), steps, None, 1, 1, tmp_path, step_offset=offset, eval_env=Worth(scores)
+        agent, Env([], (1,)), steps, None, 1, 1, tmp_path, step_offset=offset, eval_env=Worth(scores), **kwargs
     )
     return agent
 
@@ -122,6 +122,39 @@ def test_the_best_agent_is_not_overwritten_by_a_worse_one(log, tmp_path):
     assert int(best.read_text()) == first.num_acts
     second = go_on(log, tmp_path, 4, 5, [5])
     assert int(best.read_text()) == second.num_acts != first.num_acts
+
+
+def test_nor_by_one_of_a_later_continuation_whose_rows_know_nothing_of_it(log, tmp_path):
+    """The best, 4.0, is of the first run's step 4; going on from step 2 cuts off its row."""
+    go_on(log, tmp_path, 0, 4, [1, 2, 3, 4])
+    go_on(log, tmp_path, 2, 3, [1])
+    go_on(log, tmp_path, 3, 4, [3])
+    assert rows(tmp_path) == [["1", "1.0"], ["2", "2.0"], ["3", "1.0"], ["4", "3.0"]]
+    assert ((tmp_path / "best/num_acts").read_text(), (tmp_path / "best/score.txt").read_text()) == ("8", "4.0\n")
+
+
+def test_the_best_score_is_also_that_of_an_agent_that_was_not_saved(log, tmp_path):
+    go_on(log, tmp_path, 0, 1, [1])
+    go_on(log, tmp_path, 1, 2, [20], save_best_so_far_agent=False)
+    go_on(log, tmp_path, 2, 3, [15])
+    assert (tmp_path / "best/score.txt").read_text() == "1.0\n"
+    go_on(log, tmp_path, 3, 4, [21])
+    assert (tmp_path / "best/score.txt").read_text() == "21.0\n"
+
+
+def test_success_counts_the_best_of_the_earlier_run_too(log, tmp_path):
+    go_on(log, tmp_path, 0, 2, [5, 9])
+    go_on(log, tmp_path, 2, 6, [1, 1, 1, 1], successful_score=8)
+    assert [row[0] for row in rows(tmp_path)] == ["1", "2", "3"]
+
+
+def test_a_best_agent_whose_score_nobody_knows(log, tmp_path):
+    (tmp_path / "best").mkdir()
+    with pytest.raises(ConfigurationError, match=r"score.txt in it does not say its score.*Write its mean return"):
+        go_on(log, tmp_path, 5, 6, [-1])
+    assert not log
+    go_on(log, tmp_path, 5, 6, [-1], save_best_so_far_agent=False)
+    assert not any((tmp_path / "best").iterdir())
 
 
 def test_our_own_agent_goes_on_with_its_networks_and_optimizer(tmp_path):
@@ -220,9 +253,12 @@ def test_an_outdir_without_permission(log, tmp_path):
 def test_the_scores_of_another_run(log, tmp_path):
     go_on(log, tmp_path, 0, 2, [1, 2])
     before = (tmp_path / "scores.txt").read_text()
-    with pytest.raises(ConfigurationError, match=r"holds the scores.txt of another run.*step_offset"):
+    with pytest.raises(ConfigurationError, match=r"holds the scores.txt and best of another run.*step_offset"):
         go_on(log, tmp_path, 0, 2, [1, 2])
     assert (tmp_path / "scores.txt").read_text() == before
+    (tmp_path / "scores.txt").unlink()
+    with pytest.raises(ConfigurationError, match=r"holds the best of another run"):
+        go_on(log, tmp_path, 0, 2, [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ class ForeignAgent(Agent):
     terminated; `reset` that the episode was cut off. What it may have besides:
 
     - `eval_mode()`, a context in which it does not learn: needed to evaluate it,
-    - `save(dirname)` and `load(dirname)`: needed for checkpoints, which hold the files that `save` writes,
+    - `save(dirname)` and `load(dirname)`: needed for checkpoints, which hold the files that `save` writes; `save` also
+      for the directories of `rl_lightning.experiments`,
     - `get_statistics()`, pairs of name and value, which are logged as `train/<name>` and recorded,
     - `t`, its count of env steps: set when training starts.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_lightning.agents import ForeignAgent, as_agent
 from rl_lightning.experiments.directories import put_back
 from rl_lightning.experiments.evaluator import Evaluator
 from rl_lightning.types import ConfigurationError
@@ -23,18 +24,33 @@ def check_hooks(hooks: Sequence[Any], flag: str, function: str) -> None:
             raise ConfigurationError(f"{hook} does not support {function}().")
 
 
-def prepare_run(steps: int, step_offset: int, outdir: Path, evaluator: Any) -> None:
+def prepare_run(agent: Any, steps: int, step_offset: int, outdir: Path, evaluator: Any) -> None:
     """Check the arguments that go together, and make the directories ready.
 
     Args: those of `train_agent`.
     Raises:
         ConfigurationError: arguments that cannot work, or a directory that cannot be written or holds another run.
     """
+    _check_agent(agent, outdir, evaluator)
     _check_steps(steps, step_offset, evaluator)
     _make_ready(outdir)
     if isinstance(evaluator, Evaluator):
         _make_ready(evaluator.outdir)
         _check_is_fresh(evaluator.outdir, step_offset)
+
+
+def _check_agent(agent: Any, outdir: Path, evaluator: Any) -> None:
+    name = type(agent).__name__
+    if isinstance(as_agent(agent), ForeignAgent) and not callable(getattr(agent, "save", None)):
+        raise ConfigurationError(
+            f"{name} has no save(dirname), and {outdir} gets at least the agent that training ends with. Add it, or "
+            "train without directories: Trainer(max_steps=..., enable_checkpointing=False).fit(agent, env)."
+        )
+    if isinstance(evaluator, Evaluator) and evaluator.agent is not agent:
+        raise ConfigurationError(
+            f"The Evaluator was made for another agent, a {type(evaluator.agent).__name__}, than this {name}, which it "
+            "would evaluate. Make both with the same object."
+        )
 
 
 def _check_steps(steps: int, step_offset: int, evaluator: Any) -> None:

@@ -25,7 +25,7 @@ class Evaluator:
     among a Trainer's.
 
     Args:
-        agent: the agent.
+        agent: the agent, the same that is trained.
         env: what to evaluate in: an env, a vector env, a gymnasium id, a factory, a recipe.
         n_steps: env steps an evaluation. Either this or `n_episodes` is None.
         n_episodes: episodes an evaluation.

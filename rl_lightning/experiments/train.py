@@ -45,7 +45,7 @@ def train_agent(
     """Train in one env, a step at a time.
 
     Args:
-        agent: one of ours, or any that acts and observes (see `ForeignAgent`).
+        agent: one of ours, or any that acts, observes and has `save` (see `ForeignAgent`).
         env: an env, a gymnasium id, a factory, a recipe.
         steps: env steps in all, those before `step_offset` included.
         outdir: where `{t}_checkpoint`, `{t}_finish` and, after an error or Ctrl-C, `{t}_except` go, t being env steps.
@@ -64,7 +64,7 @@ def train_agent(
     """
     logger = logger or logging.getLogger(__name__)
     directories = AgentDirectories(Path(outdir), logger, checkpoint_freq)
-    prepare_run(steps, step_offset, Path(outdir), evaluator)
+    prepare_run(agent, steps, step_offset, Path(outdir), evaluator)
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=not eval_during_episode)
     _run(
         agent,
@@ -183,7 +183,7 @@ def train_agent_batch(
     """
     logger = logger or logging.getLogger(__name__)
     directories = AgentDirectories(Path(outdir), logger, checkpoint_freq)
-    prepare_run(steps, step_offset, Path(outdir), evaluator)
+    prepare_run(agent, steps, step_offset, Path(outdir), evaluator)
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=False)
     log = EpisodeLog(logger, Path(outdir), interval=log_interval, window=return_window_size)
     _run(

@@ -312,6 +312,21 @@ def test_a_foreign_agent_that_lacks_something(name, match, log, tmp_path):
     assert not log
 
 
+@pytest.mark.parametrize("train", [train_agent, train_agent_batch])
+def test_an_agent_that_cannot_be_saved_is_not_trained_in_vain(train, log, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"Without has no save\(dirname\), and .*enable_checkpointing=False"):
+        train(Without(log, "save"), Env(log), 9, tmp_path)
+    assert not log
+    Trainer(max_steps=9, **quiet()).fit(Without(log, "save"), Env(log))  # the cure
+
+
+def test_an_evaluator_for_another_agent(log, tmp_path):
+    evaluator = Evaluator(Told(log), Env(log), None, 1, 3, tmp_path)
+    with pytest.raises(ConfigurationError, match="made for another agent, a Told"):
+        train_agent(Told(log), Env(log), 9, tmp_path, evaluator=evaluator)
+    assert not log
+
+
 def test_a_foreign_agent_needs_no_statistics(log, tmp_path):
     _, history = train_agent_with_evaluation(
         Without(log, "get_statistics"), Env(log), 3, None, 1, 3, tmp_path, eval_env=Env(log)

@@ -16,7 +16,7 @@ from rl_lightning.agents import Agent, ForeignAgent, as_agent
 from rl_lightning.agents.acting import make_actor
 from rl_lightning.envs.pool import EnvPool, Step
 from rl_lightning.envs.recipe import as_recipe
-from rl_lightning.types import Array, ConfigurationError, ObsArray, tree_map
+from rl_lightning.types import Array, ConfigurationError, ObsArray, check_counts, tree_map
 
 STATISTICS = ("mean", "median", "stdev", "max", "min", "length_mean")
 """What an evaluation logs, of all that `EvaluationResult.statistics` has."""
@@ -191,9 +191,7 @@ class _Goal:
             raise ConfigurationError(
                 f"num_episodes={num_episodes}, num_steps={num_steps}: an evaluation needs exactly one of the two."
             )
-        for name, value in (("num_episodes", num_episodes), ("num_steps", num_steps)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name}={value}: it must be at least 1.")
+        check_counts(num_episodes=num_episodes, num_steps=num_steps)
         return cls(num_episodes, num_steps)
 
     def counts(self, length: int) -> bool:

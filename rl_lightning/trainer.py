@@ -164,7 +164,7 @@ class Trainer(pl.Trainer):
         self._check_limits()
         if self._evaluation is not None and self._evaluation.every_n_steps is not None:
             # where stock callbacks look to find out whether to follow the evaluations or the epochs
-            self.val_check_interval = self._evaluation.every_n_steps
+            self.val_check_interval = int(self._evaluation.every_n_steps)
         check_callbacks(self, module)
         if isinstance(module.agent, ForeignAgent):
             check_foreign_agent(self, module)

@@ -67,6 +67,17 @@ class WorkerError(RuntimeError):
     """A worker process failed; the message holds its number, pid, env step and traceback."""
 
 
+def check_counts(**counts: Any) -> None:
+    """Whether each is a whole number, at least 1, or None.
+
+    Raises:
+        ConfigurationError: one is not; it is named.
+    """
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+            raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1.")
+
+
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `function` to an array or to every array of a dict of arrays."""
     if isinstance(tree, dict):

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from rl_lightning.env_module import EnvLike
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import ConfigurationError, check_counts
 
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
@@ -50,7 +50,7 @@ class Evaluation(pl.Callback):
     Attributes:
         history: one dict an evaluation: the agent's own statistics, and `eval_score`, the mean return.
     Raises:
-        ConfigurationError: not exactly one of `num_episodes` and `num_steps`, or a number below 1.
+        ConfigurationError: not exactly one of `num_episodes` and `num_steps`, or a count below 1 or not whole.
     """
 
     def __init__(
@@ -71,14 +71,8 @@ class Evaluation(pl.Callback):
                 f"Evaluation(num_episodes={num_episodes}, num_steps={num_steps}): give exactly one of them; "
                 "the other must be None."
             )
-        for name, value in {
-            "num_episodes": num_episodes,
-            "num_steps": num_steps,
-            "every_n_steps": every_n_steps,
-            "max_episode_len": max_episode_len,
-        }.items():
-            if value is not None and value < 1:
-                raise ConfigurationError(f"Evaluation({name}={value}) must be at least 1.")
+        check_counts(num_episodes=num_episodes, num_steps=num_steps)
+        check_counts(every_n_steps=every_n_steps, max_episode_len=max_episode_len)
         if at_episode_end and every_n_steps is None:
             raise ConfigurationError(
                 "Evaluation(at_episode_end=True) needs every_n_steps: the env steps after which it is due."

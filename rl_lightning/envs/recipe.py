@@ -21,7 +21,7 @@ from rl_lightning.envs.lockstep_pool import LockstepPool
 from rl_lightning.envs.pool import EnvPool, SinglePool
 from rl_lightning.envs.vector_pool import VectorPool
 from rl_lightning.envs.wrappers import EpisodeEnds
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import ConfigurationError, check_counts
 
 Vectorization: TypeAlias = Literal["sync", "async", "vector_entry_point"]
 EnvSource: TypeAlias = str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[..., Any]
@@ -57,9 +57,7 @@ class EnvRecipe:
     def __post_init__(self) -> None:
         if self.vectorization not in _VECTORIZATIONS:
             raise ConfigurationError(f"vectorization={self.vectorization!r}: one of {', '.join(_VECTORIZATIONS)}.")
-        for name, value in (("num_envs", self.num_envs), ("max_episode_len", self.max_episode_len)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1.")
+        check_counts(num_envs=self.num_envs, max_episode_len=self.max_episode_len)
         if not isinstance(self.source, str | EnvSpec) and not callable(self.source):
             check_is_env(self.source)
         if self._is_live:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ def _check_agent(agent: Any, outdir: Path, evaluator: Any) -> None:
 
 
 def _check_steps(steps: int, step_offset: int, evaluator: Any) -> None:
-    if not 0 <= step_offset < steps:
+    if not (isinstance(steps, Integral) and isinstance(step_offset, Integral) and 0 <= step_offset < steps):
         raise ConfigurationError(
-            f"steps={steps}, step_offset={step_offset}: `steps` counts all env steps, and must be more than those that "
-            "were taken before, which are at least 0."
+            f"steps={steps!r}, step_offset={step_offset!r}: `steps` counts all env steps, and must be more than those "
+            "that were taken before, which are at least 0; both are whole numbers."
         )
     if isinstance(evaluator, Evaluator) and evaluator.step_offset != step_offset:
         raise ConfigurationError(f"step_offset={step_offset}, and the Evaluator's is {evaluator.step_offset}.")

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 
 from rl_lightning.callbacks import BestAgent
 from rl_lightning.callbacks.evaluation import read_scores
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import ConfigurationError, check_counts
 
 if TYPE_CHECKING:
     from rl_lightning.module import RLModule
@@ -101,8 +101,7 @@ class AgentDirectories(pl.Callback):
     """
 
     def __init__(self, outdir: Path, logger: Logger, checkpoint_freq: int | None = None) -> None:
-        if checkpoint_freq is not None and checkpoint_freq < 1:
-            raise ConfigurationError(f"checkpoint_freq={checkpoint_freq}: it must be at least 1 env step, or None.")
+        check_counts(checkpoint_freq=checkpoint_freq)
         self.exception: BaseException | None = None
         self._outdir, self._logger, self._freq = outdir, logger, checkpoint_freq
         self._trainer: Trainer | None = None

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from rl_lightning.callbacks import Evaluation, EvaluationHooks, SuccessfulScore
 from rl_lightning.env_module import EnvLike, as_env_module
 from rl_lightning.experiments.directories import BestDirectory
-from rl_lightning.types import ConfigurationError, Transition
+from rl_lightning.types import ConfigurationError, Transition, check_counts
 
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
@@ -41,7 +41,7 @@ class Evaluator:
         max_score: the best mean return so far, that of a run it goes on with included; -inf before the first.
         history: one dict an evaluation: the agent's own statistics, and `eval_score`.
     Raises:
-        ConfigurationError: not exactly one of `n_steps` and `n_episodes`, or a number below 1.
+        ConfigurationError: not exactly one of `n_steps` and `n_episodes`, or a count below 1 or not whole.
     """
 
     def __init__(
@@ -64,6 +64,12 @@ class Evaluator:
                 f"n_steps={n_steps}, n_episodes={n_episodes}: an evaluation lasts for a number of env steps or of "
                 "episodes. Give exactly one of the two; the other must be None."
             )
+        if eval_interval is None:
+            raise ConfigurationError(
+                "eval_interval=None: give the env steps from one evaluation to the next. To train without evaluation, "
+                "use train_agent or train_agent_batch."
+            )
+        check_counts(n_steps=n_steps, n_episodes=n_episodes, eval_interval=eval_interval)
         self.agent, self.env, self.outdir = agent, env, Path(outdir)
         self.n_steps, self.n_episodes, self.eval_interval = n_steps, n_episodes, eval_interval
         self.max_episode_len, self.step_offset = max_episode_len, step_offset

@@ -22,7 +22,7 @@ from rl_lightning.experiments.evaluator import Evaluator, ForeignEvaluator
 from rl_lightning.experiments.log import EpisodeLog
 from rl_lightning.module import RLModule
 from rl_lightning.trainer import Trainer
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import ConfigurationError, check_counts
 
 Hook = Callable[[Any, Any, int], object]
 History = list[dict[str, Any]]
@@ -185,6 +185,7 @@ def train_agent_batch(
     directories = AgentDirectories(Path(outdir), logger, checkpoint_freq)
     prepare_run(agent, steps, step_offset, Path(outdir), evaluator)
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=False)
+    check_counts(log_interval=log_interval, return_window_size=return_window_size)
     log = EpisodeLog(logger, Path(outdir), interval=log_interval, window=return_window_size)
     _run(
         agent,
@@ -287,8 +288,8 @@ def _run(
         outdir = ours.outdir
     trainer = Trainer(
         strategy=strategy,
-        max_steps=steps,
-        steps_per_epoch=steps,
+        max_steps=int(steps),
+        steps_per_epoch=int(steps),
         devices=1,
         callbacks=callbacks,
         logger=TensorBoardLogger(outdir, name="", version="") if ours is not None and ours.use_tensorboard else False,
@@ -298,7 +299,7 @@ def _run(
     )
     directories = next(callback for callback in callbacks if isinstance(callback, AgentDirectories))
     with _keyboard_interrupt(directories):
-        trainer.fit(RLModule(agent), recipe, step_offset=step_offset)
+        trainer.fit(RLModule(agent), recipe, step_offset=int(step_offset))
 
 
 @contextmanager

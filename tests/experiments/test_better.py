@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
@@ -266,7 +267,10 @@ def test_the_scores_of_another_run(log, tmp_path):
     [
         ({"steps": 5, "step_offset": 5}, "steps=5, step_offset=5"),
         ({"steps": 5, "step_offset": -1}, "step_offset=-1"),
-        ({"steps": 5, "checkpoint_freq": 0}, "checkpoint_freq=0"),
+        ({"steps": 5.0}, "steps=5.0.*whole"),
+        ({"steps": 5, "step_offset": 1.5}, "step_offset=1.5.*whole"),
+        ({"steps": 5, "checkpoint_freq": 0}, "checkpoint_freq=0.*whole number, at least 1"),
+        ({"steps": 5, "checkpoint_freq": 2.5}, "checkpoint_freq=2.5"),
         ({"steps": 5, "max_episode_len": 0}, "max_episode_len=0"),
         ({"steps": 5, "agent": "PPO"}, "str is no agent"),
         ({"steps": 5, "env": 3}, "int"),
@@ -294,10 +298,34 @@ def test_an_evaluator_for_another_offset(log, tmp_path):
     assert not log
 
 
-@pytest.mark.parametrize("interval", [0, -3])
-def test_an_interval_that_is_none(interval, log, tmp_path):
-    with pytest.raises(ConfigurationError, match=f"every_n_steps={interval}"):
-        Evaluator(Told(log), Env(log), None, 1, interval, tmp_path)
+@pytest.mark.parametrize("interval", [0, -3, 2.5, None])
+@pytest.mark.parametrize("train", [train_agent_with_evaluation, train_agent_batch_with_evaluation])
+def test_an_interval_that_is_none(train, interval, log, tmp_path):
+    with pytest.raises(ConfigurationError, match=f"eval_interval={interval}: "):
+        train(Told(log), Env(log), 9, None, 1, interval, tmp_path, eval_env=Env(log))
+    assert not log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"log_interval": 0}, "log_interval=0: .*at least 1"),
+        ({"log_interval": 2.5}, "log_interval=2.5: .*whole"),
+        ({"return_window_size": 0}, "return_window_size=0"),
+        ({"return_window_size": -1}, "return_window_size=-1"),
+    ],
+)
+def test_numbers_for_a_log_that_cannot_be_written(arguments, match, log, tmp_path):
+    with pytest.raises(ConfigurationError, match=match):
+        train_agent_batch(Told(log), Env(log), 9, tmp_path, **arguments)
+    assert not log
+
+
+def test_numpys_whole_numbers_count_as_such(log, tmp_path):
+    _, history = train_agent_with_evaluation(
+        Told(log), Env(log), np.int64(9), None, np.int64(1), np.int64(3), tmp_path, eval_env=Env(log)
+    )
+    assert len(history) == 3
 
 
 @pytest.mark.parametrize(

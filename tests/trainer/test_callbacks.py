@@ -88,7 +88,14 @@ def test_evaluation_by_steps():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"num_steps": 5}, {"num_episodes": None}, {"num_episodes": 0}, {"every_n_steps": 0}, {"max_episode_len": -1}],
+    [
+        {"num_steps": 5},
+        {"num_episodes": None},
+        {"num_episodes": 0},
+        {"every_n_steps": 0},
+        {"max_episode_len": -1},
+        {"every_n_steps": 2.5},
+    ],
 )
 def test_evaluation_arguments(arguments):
     with pytest.raises(ConfigurationError, match="exactly one|at least 1"):

@@ -144,6 +144,8 @@ class ScoreFile:
     Args:
         path: the file. A fresh run moves an older one out of the way (`scores-v1.txt`), a resumed one goes on in it.
         up_to_step: keep rows up to this env step; 0 for a fresh run.
+    Raises:
+        ConfigurationError: what should go on is something else.
     """
 
     def __init__(self, path: Path, *, up_to_step: int) -> None:
@@ -178,12 +180,27 @@ class ScoreFile:
 
 
 def read_scores(path: Path) -> list[dict[str, str]]:
-    """The rows of a `scores.txt`, as text by column; none if there is no such file."""
+    """The rows of a `scores.txt`, as text by column; none if there is no such file.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
     if not path.exists():
         return []
-    header, *rows = [line.split("\t") for line in path.read_text().splitlines()] or [[]]
-    # the last line of a run that was killed may be cut off
-    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    try:
+        header, *lines = [line.split("\t") for line in path.read_text().splitlines()] or [["steps", "mean"]]
+        # the last line of a run that was killed may be cut off
+        rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
+        if missing := {"steps", "mean"}.difference(header):
+            raise ValueError(f"there is no column {missing.pop()}")
+        for row in rows:
+            int(row["steps"]), float(row["mean"])
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{path} is not of a run like this, with its steps and mean: {error}. Move it away, or choose another "
+            "directory."
+        ) from error
+    return rows
 
 
 def _free_name(path: Path) -> Path:

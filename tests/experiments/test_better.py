@@ -263,6 +263,22 @@ def test_the_scores_of_another_run(log, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content", ["garbage\n1\n", "garbage\n", "steps\tmean\n1.0\tx\n", "steps\tmedian\n1\t2\n", "\xff"]
+)
+def test_a_scores_file_that_is_none(content, log, tmp_path):
+    scores = tmp_path / "scores.txt"
+    scores.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"scores.txt is not of a run like this.*Move it away"):
+        go_on(log, tmp_path, 1, 2, [1])
+    assert not log and scores.read_bytes() == content.encode("latin-1")
+    evaluation = Evaluation(num_episodes=1, every_n_steps=1)
+    with pytest.raises(ConfigurationError, match=r"scores.txt is not of a run like this"):
+        Trainer(max_steps=2, default_root_dir=tmp_path, **quiet(evaluation)).fit(
+            small_ppo(), "CartPole-v1", step_offset=1
+        )
+
+
+@pytest.mark.parametrize(
     ("arguments", "match"),
     [
         ({"steps": 5, "step_offset": 5}, "steps=5, step_offset=5"),

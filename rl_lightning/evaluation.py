@@ -16,6 +16,7 @@ from rl_lightning.agents import Agent, ForeignAgent, as_agent
 from rl_lightning.agents.acting import make_actor
 from rl_lightning.envs.pool import EnvPool, Step
 from rl_lightning.envs.recipe import as_recipe
+from rl_lightning.envs.spaces import reads_alike
 from rl_lightning.types import Array, ConfigurationError, ObsArray, check_counts, tree_map
 
 STATISTICS = ("mean", "median", "stdev", "max", "min", "length_mean")
@@ -88,10 +89,11 @@ class EvaluationResult:
             num_resamples: how often n episodes are drawn from the n, with replacement.
             seed: of the draws, so that the same result always has the same bounds.
         Raises:
-            ConfigurationError: `level` does not lie between 0 and 1.
+            ConfigurationError: `level` does not lie between 0 and 1, or `num_resamples` is below 1.
         Source:
             Efron and Tibshirani, 1993, An Introduction to the Bootstrap, chapter 13.
         """
+        check_counts(num_resamples=num_resamples)
         if not 0.0 < level < 1.0:
             raise ConfigurationError(f"level={level}: it must lie between 0 and 1, such as 0.95.")
         rng = np.random.default_rng(seed)
@@ -102,7 +104,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    agent: Agent,
+    agent: Any,
     envs: Any,
     *,
     num_episodes: int | None = None,
@@ -124,8 +126,8 @@ def evaluate(
     generators (torch, numpy, Python) are as before, also after an error.
 
     Args:
-        agent: built for these envs' spaces, on `device`; or one from elsewhere (see `ForeignAgent`), which observes
-            what happens too, in its evaluation mode.
+        agent: built for these envs' spaces, on `device`, or a module that holds it, such as an `RLModule`; or one from
+            elsewhere (see `ForeignAgent`), which observes what happens too, in its evaluation mode.
         envs: an `EnvPool`, which is reset first, or anything that `as_recipe` takes.
         num_episodes: how many episodes count. Either this or `num_steps`.
         num_steps: the earliest episodes that finish within so many env steps together count. If not even the first one
@@ -144,13 +146,16 @@ def evaluate(
     Raises:
         ConfigurationError: not exactly one of `num_episodes` and `num_steps`, or what the envs cannot do.
     """
-    goal, agent = _Goal.of(num_episodes, num_steps, episode_seeds), as_agent(agent)
+    episode_seeds = None if episode_seeds is None else [int(seed) for seed in episode_seeds]  # gymnasium takes no numpy
+    goal = _Goal.of(num_episodes, num_steps, episode_seeds)
+    held = getattr(agent, "agent", None)
+    agent = held if isinstance(held, Agent) and not isinstance(agent, Agent) else as_agent(agent)
     pool = envs if isinstance(envs, EnvPool) else as_recipe(envs).make()
     device = torch.device(device)
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     try:
-        _check_pool(pool, max_episode_len, episode_seeds)
-        with _isolated_randomness(seed, device) as env_seed, agent.evaluation_mode():
+        check_evaluation(agent, pool, max_episode_len=max_episode_len, episode_seeds=episode_seeds)
+        with _isolated_randomness(seed, device) as env_seed, agent.evaluation_mode(), _asked_to_act(agent):
             if isinstance(agent, ForeignAgent):
                 if not agent.built:
                     agent.observation_space, agent.action_space = pool.observation_space, pool.action_space
@@ -346,7 +351,18 @@ def _row(obs: ObsArray, env: int) -> Any:
     return tree_map(lambda array: array[env], obs)
 
 
-def _check_pool(pool: EnvPool, max_episode_len: int | None, episode_seeds: Sequence[int] | None) -> None:
+def check_evaluation(
+    agent: Agent,
+    pool: EnvPool,
+    *,
+    max_episode_len: int | None = None,
+    episode_seeds: Sequence[int] | None = None,
+) -> None:
+    """Whether `agent` can be evaluated in these envs, as `evaluate` does with the same arguments.
+
+    Raises:
+        ConfigurationError: it cannot, and why.
+    """
     if max_episode_len is not None and pool.num_envs > 1 and not pool.can_reset_some:
         raise ConfigurationError(
             f"max_episode_len={max_episode_len}: {pool.env} cannot reset some of its envs. Wrap each env in "
@@ -354,6 +370,30 @@ def _check_pool(pool: EnvPool, max_episode_len: int | None, episode_seeds: Seque
         )
     if episode_seeds is not None and not pool.can_seed_each:
         raise ConfigurationError(f"episode_seeds: {pool.env} takes no seeds for single envs. Give an id or a factory.")
+    if isinstance(agent, ForeignAgent):
+        agent.actor(pool)
+    if agent.built and not (
+        reads_alike(agent.observation_space, pool.observation_space) and agent.action_space == pool.action_space
+    ):
+        raise ConfigurationError(
+            f"The agent was built for observation space {agent.observation_space} and action space "
+            f"{agent.action_space}; the evaluation env {pool.env} has {pool.observation_space} and {pool.action_space}."
+            " Evaluate it in an env like that of its training."
+        )
+
+
+@contextmanager
+def _asked_to_act(agent: Agent) -> Iterator[None]:
+    """Say the cure where an agent lacks what `build` makes."""
+    try:
+        yield
+    except AttributeError as error:
+        if agent.built or error.obj is not agent:
+            raise
+        raise ConfigurationError(
+            f"{type(agent).__name__} was not built, and has no {error.name}. Train it first, load it with "
+            "RLModule.load_from_checkpoint, or call RLModule(agent).build(observation_space, action_space)."
+        ) from error
 
 
 @contextmanager

@@ -33,6 +33,17 @@ def leaf_spaces(space: Space[Any]) -> dict[str, Space[Any]]:
     return leaves
 
 
+def reads_alike(space: Space[Any], other: Space[Any]) -> bool:
+    """Whether who was made for observations of `space` can take those of `other`: only bounds of Boxes may differ."""
+    ours, theirs = leaf_spaces(space), leaf_spaces(other)
+    return ours.keys() == theirs.keys() and all(
+        (leaf.shape, leaf.dtype.kind) == (theirs[path].shape, theirs[path].dtype.kind)  # type: ignore[union-attr]
+        if isinstance(leaf, spaces.Box) and isinstance(theirs[path], spaces.Box)
+        else leaf == theirs[path]
+        for path, leaf in ours.items()
+    )
+
+
 def flatten_obs(space: Space[Any], obs_batch: Any) -> ObsArray:
     """Lay gymnasium's nested observation of a Dict or Tuple space flat.
 

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import nn
 
+from rl_lightning import PPO, RLModule
 from rl_lightning.agents import Agent
 from rl_lightning.envs import EnvRecipe, SinglePool, VectorPool
 from rl_lightning.evaluation import STATISTICS, EvaluationResult, evaluate
@@ -132,6 +133,63 @@ def test_max_episode_len_needs_envs_that_can_be_reset_one_by_one():
 def test_exactly_one_of_episodes_and_steps_is_needed(counts):
     with pytest.raises(ConfigurationError, match="exactly one"):
         evaluate(Zero(), Scripted(), **counts)
+
+
+def built_ppo(**arguments: Any) -> RLModule:
+    module = RLModule(PPO(hidden_sizes=(4,), **arguments))
+    module.build(Scripted().observation_space, Scripted().action_space)
+    return module
+
+
+def test_a_module_is_evaluated_as_its_agent():
+    module = built_ppo()
+    assert evaluate(module, Scripted(), num_episodes=2).lengths == [3, 3]
+    assert evaluate(module.agent, Scripted(), num_episodes=2).lengths == [3, 3]
+
+
+def test_an_agent_that_was_not_built_is_named():
+    with pytest.raises(ConfigurationError, match=r"PPO was not built, and has no network.*load_from_checkpoint"):
+        evaluate(PPO(), Scripted(), num_episodes=1)
+
+
+class Mistaken(Zero):
+    def act(self, obs: Any, *, explore: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return obs.mean_of_all()
+
+
+def test_an_agents_own_mistake_comes_through():
+    with pytest.raises(AttributeError, match="mean_of_all"):
+        evaluate(Mistaken(), Scripted(), num_episodes=1)
+
+
+BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "action_space", "fits"),
+    [
+        (BOX, spaces.Discrete(2), True),  # only its bounds differ
+        (spaces.Box(-1.0, 1.0, (2,), np.float64), spaces.Discrete(2), True),
+        (spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Discrete(2), False),
+        (spaces.Box(0, 255, (2,), np.uint8), spaces.Discrete(2), False),
+        (spaces.MultiDiscrete([3, 3]), spaces.Discrete(2), False),
+        (spaces.Dict({"a": BOX}), spaces.Discrete(2), False),
+        (BOX, spaces.Discrete(3), False),
+    ],
+)
+def test_an_env_unlike_that_of_training_is_refused(observation_space, action_space, fits):
+    env = Scripted(observation_space=observation_space, action_space=action_space)
+    env.observe = lambda: np.zeros(2, observation_space.dtype)
+    if fits:
+        assert evaluate(built_ppo(), env, num_episodes=1).lengths == [3]
+        return
+    with pytest.raises(ConfigurationError, match="The agent was built for .*; the evaluation env .* has"):
+        evaluate(built_ppo(), env, num_episodes=1)
+
+
+def test_seeds_may_be_numpys():
+    one, other = (evaluate(Zero(), Noisy, episode_seeds=seeds) for seeds in (np.arange(3), [0, 1, 2]))
+    assert one.returns == other.returns
 
 
 @pytest.mark.parametrize("counts", [{"num_episodes": 0}, {"num_steps": -1}])
@@ -372,3 +430,5 @@ def test_the_confidence_interval_is_about_two_standard_errors_wide():
 def test_a_confidence_level_is_a_share():
     with pytest.raises(ConfigurationError, match="level=95"):
         EvaluationResult([1.0], [1], seed=0).confidence_interval(level=95)
+    with pytest.raises(ConfigurationError, match="num_resamples=0"):
+        EvaluationResult([1.0], [1], seed=0).confidence_interval(num_resamples=0)

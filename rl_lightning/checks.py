@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from rl_lightning._lightning import CrossingCheckpoint, saves_every_n_steps
 from rl_lightning.agents import ForeignAgent
 from rl_lightning.callbacks import BestAgent
+from rl_lightning.envs import EnvPool
 from rl_lightning.evaluation import STATISTICS
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
@@ -98,6 +99,31 @@ def check_foreign_agent(trainer: Trainer, module: RLModule) -> None:
         agent.check_evaluable()
     if trainer.checkpoint_callbacks:
         agent.check_has("save")
+
+
+def share_an_env(pool: EnvPool, other: EnvPool) -> bool:
+    """Whether one and the same env is in both, wrapped or inside a vector env as it may be."""
+    return bool(_ids_of_envs(pool.env) & _ids_of_envs(other.env))
+
+
+def _ids_of_envs(env: Any) -> set[int]:
+    inner = [env.unwrapped, *getattr(env.unwrapped, "envs", ())]
+    return {id(getattr(one, "unwrapped", one)) for one in inner}
+
+
+def check_shared_env(pool: EnvPool, train_pool: EnvPool, *, at_episode_end: bool) -> None:
+    """What evaluates in the training env itself.
+
+    Raises:
+        ConfigurationError: it would do so in the middle of an episode.
+    """
+    if pool.num_envs == train_pool.num_envs == 1 and at_episode_end:
+        return
+    raise ConfigurationError(
+        f"evaluation would run in the training env itself, {pool.env}, in the middle of training episodes. Give "
+        "evaluation an env of its own: a gymnasium id or a factory that makes a new one instead of the env, or "
+        "Evaluation(env=...). Where there is only one env, Evaluation(at_episode_end=True) waits for its episode."
+    )
 
 
 def _check_monitor(trainer: Trainer, module: RLModule, callback: pl.Callback, monitor: str) -> None:

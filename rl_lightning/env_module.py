@@ -114,6 +114,11 @@ EnvLike: TypeAlias = EnvModule | EnvRecipe | str | gymnasium.Env | gymnasium.vec
 """Whatever an env can be given as: an EnvModule, a recipe, a gymnasium id, an env, a vector env, a factory."""
 
 
+def evaluation_recipe(env: EnvLike) -> EnvRecipe:
+    """The recipe of what was given to evaluate in: the evaluation envs of an EnvModule, anything else itself."""
+    return env.recipe("val") if isinstance(env, EnvModule) else as_recipe(env)
+
+
 def as_env_module(env: EnvLike) -> EnvModule:
     """The `EnvModule` of anything that an env can be given as.
 

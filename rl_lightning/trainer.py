@@ -15,10 +15,17 @@ from pytorch_lightning.strategies import Strategy as LightningStrategy
 from rl_lightning import _lightning
 from rl_lightning.agents import Agent, ForeignAgent
 from rl_lightning.callbacks import Evaluation, LinearInterpolation, RLProgressBar
-from rl_lightning.checks import check_callbacks, check_checkpoint_intervals, check_flags, check_foreign_agent
-from rl_lightning.env_module import EnvLike, EnvModule, as_env_module
+from rl_lightning.checks import (
+    check_callbacks,
+    check_checkpoint_intervals,
+    check_flags,
+    check_foreign_agent,
+    check_shared_env,
+    share_an_env,
+)
+from rl_lightning.env_module import EnvLike, EnvModule, as_env_module, evaluation_recipe
 from rl_lightning.envs import EnvPool, EnvRecipe
-from rl_lightning.evaluation import EvaluationResult
+from rl_lightning.evaluation import EvaluationResult, check_evaluation
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
 from rl_lightning.strategies import BatchStrategy, Strategy, SyncStrategy
@@ -308,9 +315,9 @@ class Trainer(pl.Trainer):
         settings = self._evaluation or Evaluation()
         if stage not in self._evaluation_pools:
             own_env = settings.env if stage == "val" else None
-            recipe = self._data.recipe(stage) if own_env is None else as_env_module(own_env).recipe("train")
+            recipe = self._data.recipe(stage) if own_env is None else evaluation_recipe(own_env)
             self._evaluation_pools[stage] = recipe.make()
-            self._check_evaluation_pool(self._evaluation_pools[stage])
+            self._check_evaluation_pool(self._evaluation_pools[stage], settings.max_episode_len)
         pool = self._evaluation_pools[stage]
         limit = getattr(self, f"limit_{stage}_batches")
         num_episodes: int | None = 1 if stage == "predict" else settings.num_episodes
@@ -331,7 +338,7 @@ class Trainer(pl.Trainer):
     def after_evaluation(self) -> None:
         """Where the evaluation ran in the training env itself, training starts a new episode."""
         pool = self._evaluation_pools.get("val")
-        if pool is not None and self._train_pool is not None and pool.env is self._train_pool.env:
+        if pool is not None and self._train_pool is not None and share_an_env(pool, self._train_pool):
             self._train_pool.abandon_episodes()
 
     def close_evaluation_pools(self) -> None:
@@ -380,17 +387,11 @@ class Trainer(pl.Trainer):
     def _evaluation(self) -> Evaluation | None:
         return next((callback for callback in self.callbacks if isinstance(callback, Evaluation)), None)
 
-    def _check_evaluation_pool(self, pool: EnvPool) -> None:
-        """Refuse to evaluate in the training env, except between its episodes."""
-        train = self._train_pool
-        if train is None or pool.env.unwrapped is not train.env.unwrapped:
-            return
-        if pool.num_envs > 1 or not self.eval_at_episode_end or pool.env is not train.env:
-            raise ConfigurationError(
-                f"evaluation would run in the training env itself, {pool.env}, in the middle of training episodes. "
-                "Give evaluation an env of its own: a gymnasium id or a factory instead of the env, or "
-                "Evaluation(env=...). Where there is only one, Evaluation(at_episode_end=True) waits for its episode."
-            )
+    def _check_evaluation_pool(self, pool: EnvPool, max_episode_len: int | None) -> None:
+        if self._train_pool is not None and share_an_env(pool, self._train_pool):
+            pool.is_lent = True  # it is training's to close, or its owner's
+            check_shared_env(pool, self._train_pool, at_episode_end=self.eval_at_episode_end)
+        check_evaluation(self.lightning_module.agent, pool, max_episode_len=max_episode_len)
 
     def _set_clock(self, step_offset: int | None, ckpt_path: str | Path | None) -> None:
         if step_offset is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 
 from rl_lightning.callbacks import Evaluation, EvaluationHooks, SuccessfulScore
-from rl_lightning.env_module import EnvLike, as_env_module
+from rl_lightning.env_module import EnvLike, evaluation_recipe
 from rl_lightning.experiments.directories import BestDirectory
 from rl_lightning.types import ConfigurationError, Transition, check_counts
 
@@ -26,7 +26,8 @@ class Evaluator:
 
     Args:
         agent: the agent, the same that is trained.
-        env: what to evaluate in: an env, a vector env, a gymnasium id, a factory, a recipe.
+        env: what to evaluate in: an env, a vector env, a gymnasium id, a factory, a recipe, an EnvModule's evaluation
+            envs.
         n_steps: env steps an evaluation. Either this or `n_episodes` is None.
         n_episodes: episodes an evaluation.
         eval_interval: env steps of training from one evaluation to the next.
@@ -81,7 +82,7 @@ class Evaluator:
             every_n_steps=eval_interval,
             max_episode_len=max_episode_len,
             eval_at_end=False,
-            env=as_env_module(env).recipe("train"),
+            env=evaluation_recipe(env),
         )
 
     @property

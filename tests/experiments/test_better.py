@@ -79,13 +79,95 @@ def test_in_sync_an_env_that_says_how_it_was_made_is_left_alone(tmp_path):
     assert {call["env"].unwrapped is env.unwrapped for call in hook.calls} == {False}
 
 
-@pytest.mark.parametrize("env", ["itself", "wrapped"])
-def test_a_trainer_refuses_to_evaluate_in_the_middle_of_an_episode(env, log, tmp_path):
+SHARED = {
+    "itself": lambda env: env,
+    "wrapped": lambda env: gym.wrappers.TimeLimit(env, 5),
+    "from a factory": lambda env: lambda: env,
+    "in a vector env": lambda env: SyncVectorEnv([lambda: env]),
+    "from a factory of a vector env": lambda env: lambda: SyncVectorEnv([lambda: env]),
+}
+
+
+@pytest.mark.parametrize("share", SHARED.values(), ids=SHARED)
+def test_a_trainer_refuses_to_evaluate_in_the_middle_of_an_episode(share, log, tmp_path):
     train = Env(log)
-    evaluation = Evaluation(1, every_n_steps=4, env=train if env == "itself" else gym.wrappers.TimeLimit(train, 5))
+    evaluation = Evaluation(1, every_n_steps=4, env=share(train))
     with pytest.raises(ConfigurationError, match=r"in the training env itself.*at_episode_end=True"):
         Trainer(max_steps=9, **quiet(evaluation)).fit(Told(log), train)
+    assert not named(log, "step") and not train.closed
+
+
+def test_nor_does_it_in_one_of_several_training_envs(log, tmp_path):
+    envs = vector(log, (5,), (5,))
+    evaluation = Evaluation(1, every_n_steps=4, at_episode_end=True, env=envs.envs[1])
+    with pytest.raises(ConfigurationError, match="in the training env itself"):
+        Trainer(max_steps=9, **quiet(evaluation)).fit(Told(log), envs)
     assert not named(log, "step")
+
+
+@pytest.mark.parametrize("share", SHARED.values(), ids=SHARED)
+def test_in_sync_the_training_env_may_be_lent_to_evaluation_between_its_episodes(share, log, tmp_path):
+    """As above; the env is left open, for it is its owner's."""
+    train = Env(log, (2,))
+    train_agent_with_evaluation(Told(log), train, 6, None, 1, 4, tmp_path, eval_env=share(train))
+    assert [call[1] for call in named(log, "act")] == [[0, 0], [0, 1], [1, 0], [1, 1], [3, 0], [3, 1]]
+    assert len(named(log, "eval act")) == 2
+    assert len(named(log, "reset")) == 4 and not train.closed
+
+
+def test_an_env_module_evaluates_in_its_evaluation_envs(tmp_path):
+    hook, module = Evaluations(), GymEnvModule("CartPole-v1", num_envs=3, num_eval_envs=1)
+    train_agent_batch_with_evaluation(
+        small_ppo(), module, 30, None, 1, 15, tmp_path, eval_env=module, evaluation_hooks=[hook]
+    )
+    assert hook.calls and not any(hasattr(call["env"], "num_envs") for call in hook.calls)
+
+
+class ActsInOne(Without):
+    """Has `act` and `observe` only."""
+
+    def __init__(self, log):
+        super().__init__(log, "batch_act")
+
+
+def whole():
+    return gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point")
+
+
+@pytest.mark.parametrize(
+    ("make", "env", "evaluation", "match"),
+    [
+        (ActsInOne, Env, {"eval_env": lambda log: vector(log, (3,), (3,))}, "no batch_act and batch_observe"),
+        (Told, Env, {"eval_env": lambda log: whole()}, "spends steps on resets"),
+        (
+            lambda log: small_ppo(),
+            lambda log: "CartPole-v1",
+            {"eval_env": lambda log: whole(), "eval_max_episode_len": 5},
+            "max_episode_len=5: .*cannot reset some of its envs",
+        ),
+        (
+            lambda log: small_ppo(),
+            lambda log: "CartPole-v1",
+            {"eval_env": lambda log: "Acrobot-v1"},
+            r"built for observation space .*4,.*; the evaluation env .*6,",
+        ),
+    ],
+)
+def test_an_evaluation_env_that_cannot_work_is_refused_before_any_step(make, env, evaluation, match, log, tmp_path):
+    evaluation = {**evaluation, "eval_env": evaluation["eval_env"](log)}
+    with pytest.raises(ConfigurationError, match=match):
+        train_agent_with_evaluation(
+            make(log),
+            env(log),
+            60,
+            None,
+            1,
+            30,
+            tmp_path,
+            step_hooks=[lambda *step: log.append(("hook",))],
+            **evaluation,
+        )
+    assert not named(log, "act", "hook")
 
 
 def test_an_evaluation_by_steps_ends_with_a_reset(log):

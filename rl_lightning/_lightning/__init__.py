@@ -4,7 +4,7 @@ tests/contract/test_lightning_private_names.py has a test for each private name 
 """
 
 from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n_steps
-from rl_lightning._lightning.clock import Clock
+from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.evaluation_loops import agent_dtype
 from rl_lightning._lightning.fit_loop import RLFitLoop
 from rl_lightning._lightning.hooks import Hooks
@@ -19,5 +19,6 @@ __all__ = [
     "RLLoggerConnector",
     "agent_dtype",
     "install_loops",
+    "next_multiple",
     "saves_every_n_steps",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
+from rl_lightning._lightning import next_multiple
 from rl_lightning.callbacks import BestAgent
 from rl_lightning.callbacks.evaluation import read_scores
 from rl_lightning.types import ConfigurationError, check_counts
@@ -92,10 +93,12 @@ def _sync(path: Path) -> None:
 class AgentDirectories(pl.Callback):
     """Save the agent every so often, at the end (`{t}_finish`), and when training fails (`{t}_except`).
 
+    t is how many env steps the agent has taken that is saved: with several envs, always all those of a vector step.
+
     Args:
         outdir: where.
         logger: what is told of every saved agent.
-        checkpoint_freq: env steps between two `{t}_checkpoint`; None for none.
+        checkpoint_freq: a `{t}_checkpoint` is saved when a multiple of it is reached or passed; None for none.
     Attributes:
         exception: what ended training, if something did.
     """
@@ -105,13 +108,17 @@ class AgentDirectories(pl.Callback):
         self.exception: BaseException | None = None
         self._outdir, self._logger, self._freq = outdir, logger, checkpoint_freq
         self._trainer: Trainer | None = None
+        self._next: int | float = float("inf")
 
     def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
         self._trainer = trainer
+        self._next = next_multiple(trainer.global_step, self._freq)
 
     def checkpoint(self, env: Any, agent: Any, step: int) -> None:
-        """A step hook: save the agent if it is time to."""
-        if self._freq is not None and step % self._freq == 0:
+        """A step hook: save the agent if it is time to, at the last of the env steps that it has just taken."""
+        assert self._trainer is not None
+        if step >= self._next and step == self._trainer.global_step:
+            self._next = next_multiple(step, self._freq)
             self._save(f"{step}_checkpoint")
 
     def on_train_end(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
@@ -141,16 +148,10 @@ class CheckpointsBetweenSteps(pl.Callback):
 
     def __init__(self, directories: AgentDirectories) -> None:
         self._directories = directories
-        self._start = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
-        self._start = trainer.global_step
 
     def on_env_step_start(self, trainer: Trainer, pl_module: RLModule) -> None:
-        """Save the agent if it is time to, and at least one step was taken."""
-        step = trainer.global_step
-        if step > self._start:
-            self._directories.checkpoint(None, None, step)
+        """Save the agent if it is time to."""
+        self._directories.checkpoint(None, None, trainer.global_step)
 
 
 class BestDirectory(BestAgent):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 
+from rl_lightning._lightning import next_multiple
 from rl_lightning.types import Transition
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ class EpisodeLog(pl.Callback):
     def __init__(self, logger: Logger, outdir: Path, *, interval: int | None = None, window: int = 1) -> None:
         self._logger, self._outdir, self._interval = logger, outdir, interval
         self._returns: deque[float] = deque(maxlen=window)
-        self._num_episodes = self._next_line = 0
+        self._num_episodes = 0
+        self._next_line: int | float = float("inf")
 
     def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
         self._num_episodes = trainer.num_episodes
-        self._set_next_line(trainer.global_step)
+        self._next_line = next_multiple(trainer.global_step, self._interval)
 
     def on_env_step_end(self, trainer: Trainer, pl_module: RLModule, transition: Transition) -> None:
         """Log what has ended, if it is time to."""
@@ -43,14 +45,10 @@ class EpisodeLog(pl.Callback):
             self._num_episodes = trainer.num_episodes
             self._returns.extend(list(trainer.rl_strategy.episodes.recent_returns)[-ended:])
         if ended if self._interval is None else trainer.global_step >= self._next_line:
-            self._set_next_line(trainer.global_step)
+            self._next_line = next_multiple(trainer.global_step, self._interval)
             last = self._returns[-1] if self._returns else float("nan")
             mean = fmean(self._returns) if self._returns else float("nan")
             text = f"R:{last}" if self._interval is None else f"last_R:{last} average_R:{mean}"
             where = f"outdir:{self._outdir} step:{trainer.global_step} episode:{trainer.num_episodes}"
             self._logger.info("%s %s", where, text)
             self._logger.info("statistics:%s", trainer.agent_statistics)
-
-    def _set_next_line(self, step: int) -> None:
-        if self._interval is not None:
-            self._next_line = (step // self._interval + 1) * self._interval

@@ -48,7 +48,8 @@ def train_agent(
         agent: one of ours, or any that acts, observes and has `save` (see `ForeignAgent`).
         env: an env, a gymnasium id, a factory, a recipe.
         steps: env steps in all, those before `step_offset` included.
-        outdir: where `{t}_checkpoint`, `{t}_finish` and, after an error or Ctrl-C, `{t}_except` go, t being env steps.
+        outdir: where `{t}_checkpoint`, `{t}_finish` and, after an error or Ctrl-C, `{t}_except` go, t being the env
+            steps that the agent in it has taken.
         checkpoint_freq: env steps between two saved agents. None: only the last is saved.
         max_episode_len: episodes are cut after so many env steps. None: as the env says.
         step_offset: env steps taken before.
@@ -174,6 +175,7 @@ def train_agent_batch(
         env: a vector env, a factory of one, or a recipe of several envs.
         steps: env steps in all, over all envs; training may pass them by up to num_envs - 1.
         log_interval: env steps between two lines of the log. None: no lines.
+        checkpoint_freq: an agent is saved after the step of all envs that reaches or passes a multiple of it.
         step_hooks: called for each env's step, numbered consecutively.
         return_window_size: over how many of the last finished episodes the log's mean return goes.
     Returns:

@@ -61,11 +61,14 @@ def test_the_order_of_calls_in_sync(ends, offset, max_len, tmp_path):
 @pytest.mark.parametrize("ends", ["terminated", "truncated"])
 @pytest.mark.parametrize("max_len", [None, 2])
 def test_the_order_of_calls_in_batch(ends, max_len, tmp_path):
-    """Rules 2.4 and 2.7; which envs are reset, and when."""
+    """Rules 2.4 and 2.7; which envs are reset, and when.
+
+    Checkpoints fall on the third of three envs' steps: between those, PFRL's names are not of what the agent has seen.
+    """
     ours: list = []
     theirs: list = []
     lengths = [(3, 1), (5,), (2, 4)]
-    common = {"steps": 20, "checkpoint_freq": 4, "max_episode_len": max_len}
+    common = {"steps": 20, "checkpoint_freq": 6, "max_episode_len": max_len}
     makers = [partial(Env, ours, own, name=f"{i} ", ends=ends) for i, own in enumerate(lengths)]
     train_agent_batch(Told(ours), SyncVectorEnv(makers), outdir=tmp_path / "ours", step_hooks=[Steps(ours)], **common)
     envs = [OldEnv(Env(theirs, own, name=f"{i} ", ends=ends)) for i, own in enumerate(lengths)]

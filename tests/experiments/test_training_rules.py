@@ -196,11 +196,11 @@ def test_4_order_of_a_batch_step(log, logger, tmp_path):
     step = ["act", "0 step", "1 step", "observe", "hook"]
     assert [call[0] for call in log] == [
         *("0 reset", "1 reset", *step, "hook", "evaluate"),
-        *(*step[:-1], "save", "hook", "hook", "log", "evaluate", "1 reset"),
+        *(*step, "save", "hook", "log", "evaluate", "1 reset"),
         *(*step, "save", "hook", "evaluate", "save"),
     ]
     assert named(log, "hook") == [("hook", t) for t in range(1, 7)]
-    assert [name for _, name in named(log, "save")] == ["3_checkpoint", "6_checkpoint", "6_finish"]
+    assert [name for _, name in named(log, "save")] == ["4_checkpoint", "6_checkpoint", "6_finish"]
 
 
 @pytest.mark.parametrize(
@@ -272,13 +272,19 @@ def test_6_directories_of_an_agent_that_saves_itself(log, tmp_path):
     assert (tmp_path / "7_finish/num_acts").read_text() == "13"  # 7 in training, 3 in each of two evaluations
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
-@pytest.mark.parametrize("batch", [False, True])
-def test_6_what_was_learned_is_saved_when_something_fails(batch, error, log, tmp_path):
+def fails_at(at, error):
     def hook(env, agent, step):
-        if step == 4:
+        if step == at:
             raise error
 
+    return hook
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+@pytest.mark.parametrize(("batch", "at"), [(False, 4), (True, 3), (True, 4)])
+def test_6_what_was_learned_is_saved_when_something_fails(batch, at, error, log, tmp_path):
+    """With two envs, the agent has observed step 4 when the hook of step 3 is called."""
+    hook = fails_at(at, error)
     handler = signal.getsignal(signal.SIGINT)
     train, env = (train_agent_batch, vector(log, (9,), (9,))) if batch else (train_agent, Env(log))
     with pytest.raises(type(error)) as raised:
@@ -311,7 +317,28 @@ def test_6_our_own_agents_leave_checkpoints_to_go_on_from(batch, tmp_path):
 def test_7_batch_rounds_up(steps, last, log, tmp_path):
     train_agent_batch(Told(log), vector(log, (9,), (9,), (9,)), steps, tmp_path, checkpoint_freq=5)
     assert len(named(log, "act")) == last // 3
-    assert directories(tmp_path) == ["5_checkpoint", f"{last}_finish"]
+    assert directories(tmp_path) == ["6_checkpoint", f"{last}_finish"]
+
+
+def steps_in(path):
+    return torch.load(path / "agent.ckpt", weights_only=True)["global_step"]
+
+
+def test_7_names_say_what_the_directories_hold(tmp_path):
+    """Three envs: multiples of 10 are passed at 12 and 21, and reached at 30; step 8 is the second of three."""
+    train_agent_batch(small_ppo(), GymEnvModule("CartPole-v1", num_envs=3), 30, tmp_path, checkpoint_freq=10)
+    names = ["12_checkpoint", "21_checkpoint", "30_checkpoint", "30_finish"]
+    assert directories(tmp_path) == names
+    assert [steps_in(tmp_path / name) for name in names] == [12, 21, 30, 30]
+    hook = fails_at(8, OSError("unplugged"))
+    with pytest.raises(OSError, match="unplugged"):
+        train_agent_batch(small_ppo(), GymEnvModule("CartPole-v1", num_envs=3), 30, tmp_path, step_hooks=[hook])
+    assert steps_in(tmp_path / "9_except") == 9
+
+
+def test_7_a_vector_step_that_passes_several_multiples_is_saved_once(log, tmp_path):
+    train_agent_batch(Told(log), vector(log, (9,), (9,), (9,)), 6, tmp_path, checkpoint_freq=1)
+    assert directories(tmp_path) == ["3_checkpoint", "6_checkpoint", "6_finish"]
 
 
 def test_7_the_log_has_the_mean_of_the_last_episodes(log, tmp_path):

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from rl_lightning.callbacks import Evaluation, EvaluationHooks, SuccessfulScore
 from rl_lightning.env_module import EnvLike, evaluation_recipe
 from rl_lightning.experiments.directories import BestDirectory
+from rl_lightning.experiments.log import EvaluationLog
 from rl_lightning.types import ConfigurationError, Transition, check_counts
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Evaluator:
         step_offset: the env step at which training starts.
         evaluation_hooks: called after each evaluation (see `EvaluationHook`).
         save_best_so_far_agent: whether to save the agent in `best` when it scores better than ever before.
-        logger: what is told of new best scores.
+        logger: what is told of every evaluation and every new best score.
         use_tensorboard: whether to write event files into `outdir`.
     Attributes:
         max_score: the best mean return so far, that of a run it goes on with included; -inf before the first.
@@ -75,7 +76,9 @@ class Evaluator:
         self.n_steps, self.n_episodes, self.eval_interval = n_steps, n_episodes, eval_interval
         self.max_episode_len, self.step_offset = max_episode_len, step_offset
         self.evaluation_hooks, self.use_tensorboard = tuple(evaluation_hooks), use_tensorboard
-        self._best = BestDirectory(self.outdir, logger or logging.getLogger(__name__), saves=save_best_so_far_agent)
+        logger = logger or logging.getLogger(__name__)
+        self._log = EvaluationLog(logger, self.outdir)
+        self._best = BestDirectory(self.outdir, logger, saves=save_best_so_far_agent)
         self._evaluation = Evaluation(
             n_episodes,
             num_steps=n_steps,
@@ -94,10 +97,11 @@ class Evaluator:
         return self._evaluation.history
 
     def callbacks(self, successful_score: float | None, *, at_episode_end: bool) -> list[pl.Callback]:
-        """The callbacks that do the work: evaluate, call the hooks, test for success, keep the best agent."""
+        """The callbacks that do the work: evaluate, log, call the hooks, test for success, keep the best agent."""
         self._evaluation.at_episode_end = at_episode_end
         self._best.go_on(self.step_offset)
-        callbacks: list[pl.Callback] = [self._evaluation, EvaluationHooks(self.evaluation_hooks, evaluator=self)]
+        hooks = EvaluationHooks(self.evaluation_hooks, evaluator=self)
+        callbacks: list[pl.Callback] = [self._evaluation, self._log, hooks]
         if successful_score is not None:
             callbacks.append(success := SuccessfulScore(successful_score))
             success.best = self.max_score

@@ -1,4 +1,4 @@
-"""Training episodes, in the words of a `logging.Logger`."""
+"""Episodes of training and evaluation, in the words of a `logging.Logger`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytorch_lightning as pl
 
 from rl_lightning._lightning import next_multiple
+from rl_lightning.evaluation import EpisodeResult
 from rl_lightning.types import Transition
 
 if TYPE_CHECKING:
@@ -52,3 +53,33 @@ class EpisodeLog(pl.Callback):
             where = f"outdir:{self._outdir} step:{trainer.global_step} episode:{trainer.num_episodes}"
             self._logger.info("%s %s", where, text)
             self._logger.info("statistics:%s", trainer.agent_statistics)
+
+
+class EvaluationLog(pl.Callback):
+    """Log every evaluation, and each of its episodes that counts.
+
+    It follows `Evaluation` among the callbacks: the evaluation's row is then written.
+
+    Args:
+        logger: where to.
+        outdir: named in the line of the evaluation.
+    """
+
+    def __init__(self, logger: Logger, outdir: Path) -> None:
+        self._logger, self._outdir = logger, outdir
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: RLModule,
+        outputs: object,
+        batch: EpisodeResult,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._logger.info("evaluation episode %s length:%s R:%s", batch.index, batch.length, batch.return_)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        assert trainer.last_evaluation is not None
+        statistics = trainer.last_evaluation.statistics()
+        self._logger.info("outdir:%s step:%s evaluation:%s", self._outdir, trainer.global_step, statistics)

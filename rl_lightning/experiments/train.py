@@ -57,7 +57,7 @@ def train_agent(
         successful_score: stop when the best score so far has reached this.
         step_hooks: each called as `hook(env, agent, step)` after every env step.
         eval_during_episode: evaluate as soon as it is due, not only at the ends of training episodes.
-        logger: what is told of every episode and every saved agent.
+        logger: what is told of every episode, every saved agent and every evaluation.
     Returns:
         the evaluation history: one dict an evaluation, with the agent's statistics and `eval_score`.
     Raises:

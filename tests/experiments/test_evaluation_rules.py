@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import partial
 
@@ -227,24 +228,51 @@ def test_7_columns_that_come_later(make, tmp_path):
 # ---- 8: order, and the best agent ------------------------------------------------------------------------------------
 
 
+class Lines(logging.Handler):
+    """Puts lines about evaluations into `log`, with the rows that are written when they come."""
+
+    def __init__(self, log, path):
+        super().__init__()
+        self.log, self.path = log, path
+
+    def emit(self, record):
+        text = record.getMessage()
+        text = text.partition(" step:")[2] or text
+        if "evaluation episode" in text or "evaluation:" in text:
+            rows = len(self.path.read_text().splitlines()) - 1 if self.path.exists() else 0
+            self.log.append(("line", text, rows))
+
+
+def logs_to(log, tmp_path):
+    logger = logging.Logger("test")
+    logger.addHandler(Lines(log, tmp_path / "scores.txt"))
+    return logger
+
+
 def test_8_order_of_an_evaluation(log, tmp_path):
-    """Row, hooks, which see the previous best, then the new best."""
-
-    class Look(Evaluations):
-        def __call__(self, **arguments):
-            super().__call__(**arguments)
-            self.log.append(("rows", len((tmp_path / "scores.txt").read_text().splitlines()) - 1))
-
-    hook = Look(log)
-    evaluator = Evaluator(Told(log), Worth([1, 3]), None, 1, 1, tmp_path, evaluation_hooks=[hook])
+    """Row, log, hooks, which see the previous best, then the new best."""
+    hook, logger = Evaluations(log), logs_to(log, tmp_path)
+    evaluator = Evaluator(Told(log), Worth([1, 3]), None, 1, 1, tmp_path, evaluation_hooks=[hook], logger=logger)
     train_agent(evaluator.agent, Env([], (1,)), 2, tmp_path, evaluator=evaluator)
-    assert named(log, "evaluation hook", "rows", "save") == [
-        *[("evaluation hook", 1, 1.0), ("rows", 1), ("save", "best")],
-        *[("evaluation hook", 2, 3.0), ("rows", 2), ("save", "best"), ("save", "2_finish")],
+    calls = [(*call[:1], call[1][:12], *call[2:]) if call[0] == "line" else call for call in log]
+    assert named(calls, "evaluation hook", "line", "save") == [
+        *[("line", "evaluation e", 0), ("line", "1 evaluation", 1), ("evaluation hook", 1, 1.0), ("save", "best")],
+        *[("line", "evaluation e", 1), ("line", "2 evaluation", 2), ("evaluation hook", 2, 3.0), ("save", "best")],
+        ("save", "2_finish"),
     ]
     assert [call["max_score"] for call in hook.calls] == [-math.inf, 1.0]
     assert evaluator.max_score == 3.0
     assert [call["evaluator"] for call in hook.calls] == [evaluator] * 2
+
+
+def test_8_every_evaluation_is_logged_better_or_not(log, tmp_path):
+    run(tmp_path, [2, 1], agent=Told([]), logger=logs_to(log, tmp_path))
+    lines = [text for _, text, _ in named(log, "line")]
+    assert lines[::2] == ["evaluation episode 0 length:1 R:2.0", "evaluation episode 0 length:1 R:1.0"]
+    assert [line[:41] for line in lines[1::2]] == [
+        "1 evaluation:{'episodes': 1, 'mean': 2.0,",
+        "2 evaluation:{'episodes': 1, 'mean': 1.0,",
+    ]
 
 
 def saves(log):

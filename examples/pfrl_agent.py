@@ -3,6 +3,8 @@
 pip install pfrl && python examples/pfrl_agent.py
 """
 
+from datetime import datetime
+
 import numpy as np
 import pfrl
 import torch
@@ -43,7 +45,7 @@ def main(max_steps: int = 20_000, seed: int = 0, root: str = ".") -> float:
         eval_n_steps=None,
         eval_n_episodes=10,
         eval_interval=interval,
-        outdir=prepare_output_dir({"seed": seed}, basedir=root),
+        outdir=prepare_output_dir({"seed": seed}, basedir=root, exp_id=f"pfrl-{datetime.now():%Y%m%dT%H%M%S.%f}"),
         step_hooks=[LinearInterpolationHook(max_steps, 1e-3, 1e-4, set_learning_rate)],
     )
     callbacks = [Evaluation(num_episodes=10, every_n_steps=interval), BestAgent()]

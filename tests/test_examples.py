@@ -1,6 +1,7 @@
 """Every example runs, and is as short as it claims."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def test_example_runs(path, tmp_path):
     assert isinstance(score, float)
     assert score == score
     assert list(tmp_path.rglob("scores.txt"))
+
+
+def test_the_same_command_may_run_twice_in_a_repository(tmp_path):
+    """There, `generate_exp_id` gives both runs one name."""
+    pytest.importorskip("pfrl")
+    identity = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org"]
+    for command in (["init"], [*identity, "commit", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *command], check=True, capture_output=True)
+    example = load(EXAMPLES[0].with_name("pfrl_agent.py"))
+    for _ in range(2):
+        example.main(max_steps=200, root=str(tmp_path))
+    assert len(list(tmp_path.glob("pfrl-*/200_finish"))) == 2
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -81,6 +81,7 @@ def _check_is_fresh(outdir: Path, step_offset: int) -> None:
     there = [name for name in ("scores.txt", "best") if (outdir / name).exists()]
     if step_offset == 0 and there:
         raise ConfigurationError(
-            f"{outdir} holds the {' and '.join(there)} of another run. Choose another directory, or go on with that "
-            "run: give step_offset= the env steps it has taken, and its agent."
+            f"{outdir} holds the {' and '.join(there)} of another run. Choose another directory, such as "
+            "prepare_output_dir(args, exp_id=...) with a fresh name (without exp_id, the same code and command share "
+            "one), or go on with that run: give step_offset= the env steps it has taken, and its agent."
         )

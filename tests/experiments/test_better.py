@@ -340,7 +340,7 @@ def test_the_scores_of_another_run(log, tmp_path):
         go_on(log, tmp_path, 0, 2, [1, 2])
     assert (tmp_path / "scores.txt").read_text() == before
     (tmp_path / "scores.txt").unlink()
-    with pytest.raises(ConfigurationError, match=r"holds the best of another run"):
+    with pytest.raises(ConfigurationError, match=r"holds the best of another run.*prepare_output_dir\(args, exp_id="):
         go_on(log, tmp_path, 0, 2, [1, 2])
 
 

@@ -28,6 +28,8 @@ _VALUE = re.compile(r""""[^"]*"|'[^']*'|["']?[^\s,;&"'()\[\]{}]+""")
 _MOST_NUMBERS = 1_000
 """Longer arrays are written as their `repr`, which leaves most of them out."""
 _DEEPEST = 100
+_MOST_BITS = 2_000
+"""Python writes no longer integers in decimal digits, if told so."""
 _HARMLESS = re.compile(
     r"(LANG|LC_\w+|TZ|(OMP|MKL|OPENBLAS|NUMEXPR|VECLIB_MAXIMUM)_NUM_THREADS|OMP_\w+|CUDA_VISIBLE_DEVICES"
     r"|CUDA_DEVICE_ORDER|CUBLAS_WORKSPACE_CONFIG|CUDA_LAUNCH_BLOCKING|PYTHONHASHSEED|PYTHONOPTIMIZE|PL_GLOBAL_SEED"
@@ -82,13 +84,24 @@ def record_run(
 
 def plain(value: Any, _outer: tuple[int, ...] = ()) -> Any:
     """`value` as JSON knows it: secrets hidden, what has no counterpart as its `repr`, a circle as "..."."""
-    if value is None or isinstance(value, bool | int | str):
-        return _mask_text(value) if isinstance(value, str) else value
+    try:
+        return _plain(value, _outer)
+    except Exception as error:  # a record must not end a run
+        return f"<{type(value).__name__} that raised {type(error).__name__}>"
+
+
+def _plain(value: Any, outer: tuple[int, ...]) -> Any:
+    if isinstance(value, str):
+        return _mask_text(value)
+    if isinstance(value, int):
+        return value if value.bit_length() <= _MOST_BITS else hex(value)
+    if value is None:
+        return None
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
-    if id(value) in _outer or len(_outer) == _DEEPEST:
+    if id(value) in outer or len(outer) == _DEEPEST:
         return "..."
-    inner = (*_outer, id(value))
+    inner = (*outer, id(value))
     if isinstance(value, argparse.Namespace):
         return plain(vars(value), inner)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -143,7 +156,7 @@ def mask_command(argv: Sequence[str]) -> list[str]:
     """The command without its secrets: values whose names tell, also within an argument, and credentials in URLs."""
     masked: list[str] = []
     hide_next = False
-    for argument in argv:
+    for argument in map(str, argv):
         name, equals, _ = argument.partition("=")
         if hide_next and not argument.startswith("-"):
             masked.append(HIDDEN)

@@ -29,7 +29,7 @@ def generate_exp_id(prefix: str | None = None, argv: Sequence[str] = sys.argv) -
         code = ["nogit" if git("rev-parse") is None else "nocommit"]
     else:
         code = [commit.strip(), "unknown" if changes is None else _checksum(changes)]
-    return "-".join([*([] if prefix is None else [prefix]), *code, _checksum("\0".join(argv))])
+    return "-".join([*([] if prefix is None else [prefix]), *code, _checksum("\0".join(map(str, argv)))])
 
 
 def prepare_output_dir(
@@ -52,23 +52,31 @@ def prepare_output_dir(
     Returns:
         the directory's path.
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: it cannot be written, or not be copied.
     """
     argv = sys.argv if argv is None else argv
     time = datetime.now().strftime(time_format)
     if exp_id is None:
         exp_id = time if git("rev-parse") is None else generate_exp_id(argv=argv)
     outdir = Path(basedir or ".") / exp_id
+    if outdir.exists() and make_backup:
+        _copy(outdir, _free_name(outdir.with_name(f"{outdir.name}.{time}.backup")))
     try:
-        if outdir.exists() and make_backup:
-            backup = _free_name(outdir.with_name(f"{outdir.name}.{time}.backup"))
-            shutil.copytree(outdir, backup, symlinks=True)
         record_run(outdir, args, argv=argv)
     except OSError as error:
         raise ConfigurationError(
             f"{outdir} cannot be written to ({error}). Choose another basedir, or mend this one."
         ) from error
     return str(outdir)
+
+
+def _copy(outdir: Path, backup: Path) -> None:
+    try:
+        shutil.copytree(outdir, backup, symlinks=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{outdir} could not all be copied to {backup} ({error}). Move it away, or give make_backup=False."
+        ) from error
 
 
 def _free_name(path: Path) -> Path:

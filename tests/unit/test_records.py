@@ -156,6 +156,11 @@ class Arguments:
     api_key: str
 
 
+class Unreadable(dict):
+    def items(self):
+        raise RuntimeError("no")
+
+
 def circle():
     value: dict = {"a": 1}
     value["self"] = value
@@ -173,6 +178,9 @@ def circle():
         ({"dtype": np.float32, "long": np.longdouble(1)}, {"dtype": repr(np.float32), "long": repr(np.longdouble(1))}),
         ({Unprintable(): AnyAttribute()}, {"<Unprintable whose str raised Runti": "anything"}),
         (Arguments(lr=0.1, api_key="hidden"), {"lr": 0.1, "api_key": "***"}),
+        ({"u": Unreadable(a=1), "b": 1}, {"u": "<Unreadable that raised Runti", "b": 1}),
+        (Unreadable(a=1), "<Unreadable that raised Runti"),
+        ({"n": 10**5000, "b": True}, {"n": hex(10**5000), "b": True}),
         ("just text", "just text"),
         (None, None),
     ],
@@ -290,6 +298,12 @@ def test_the_output_dir_has_that_name(repository):
     assert prepare_output_dir({}).endswith(generate_exp_id(argv=sys.argv))
 
 
+def test_a_command_need_not_be_of_strings(outside):
+    outdir = prepare_output_dir({}, argv=["a.py", Path("data"), 3, "--token", 4])
+    assert Path(outdir, "command.txt").read_text() == "a.py data 3 --token '***'\n"
+    assert generate_exp_id(argv=["a.py", Path("data"), 3]) == generate_exp_id(argv=["a.py", "data", "3"])
+
+
 def test_without_git_it_is_named_by_the_time(outside):
     assert prepare_output_dir({}, time_format="at-%Y").startswith("at-20")
 
@@ -313,6 +327,16 @@ def test_every_older_directory_is_kept_even_where_the_time_is_coarse(outside):
         if not (outdir / "latest").is_symlink():
             (outdir / "latest").symlink_to("nowhere")
     assert {"run.day.backup", "run.day.backup-2", "run.day.backup-3"} <= names(outside)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are none")
+def test_an_older_directory_that_cannot_be_copied(outside):
+    outdir = Path(prepare_output_dir({"a": 1}, exp_id="run"))
+    os.mkfifo(outdir / "pipe")
+    with pytest.raises(ConfigurationError, match=r"run could not all be copied to .*pipe.*make_backup=False"):
+        prepare_output_dir({"a": 2}, exp_id="run")
+    assert json.loads((outdir / "args.txt").read_text()) == {"a": 1}
+    prepare_output_dir({"a": 2}, exp_id="run", make_backup=False)
 
 
 def test_a_directory_that_cannot_be_written(outside):

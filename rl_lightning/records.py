@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -117,6 +118,43 @@ def _plain(value: Any, outer: tuple[int, ...]) -> Any:
     if numbers is not None:
         return plain(numbers, inner)
     return _text(str if isinstance(value, os.PathLike) else repr, value)
+
+
+def described(value: Any, levels: int = 2) -> Any:
+    """`value` for `plain`, where objects that say nothing of themselves become their class and constructor's arguments.
+
+    Those are read from attributes of the same names, perhaps with an underscore; an argument that is kept under no such
+    name is left out. Functions and classes become their names.
+
+    Args:
+        value: as for `plain`.
+        levels: how deep objects within objects are described so.
+    """
+    if isinstance(value, dict):
+        return {name: described(item, levels) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(item, levels) for item in value]
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    kind = type(value)
+    speaks = {name: getattr(kind, name) is not getattr(object, name) for name in ("__repr__", "__str__")}
+    if levels == 0 or speaks["__repr__"]:
+        return value
+    if speaks["__str__"]:  # as gymnasium's envs
+        return _text(str, value)
+    try:
+        arguments = {name: described(item, levels - 1) for name, item in _constructor_arguments(value)}
+    except Exception:  # a record must not end a run
+        return value
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+
+
+def _constructor_arguments(value: Any) -> Iterator[tuple[str, Any]]:
+    for name in inspect.signature(type(value)).parameters:
+        for attribute in (name, f"_{name}"):
+            if hasattr(value, attribute):
+                yield name, getattr(value, attribute)
+                break
 
 
 def _numbers(value: Any) -> Any:

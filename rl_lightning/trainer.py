@@ -89,7 +89,8 @@ class Trainer(pl.Trainer):
     Attributes:
         seed: what every random stream of the run follows from: `seed_everything`'s seed, or a fresh one. Without
             `seed_everything`, an env that was given as an object keeps its own random state.
-        init_args: the arguments that it was made with, those left at their defaults not included.
+        init_args: the arguments that it was made with; of those of Lightning's alone, the given ones.
+        fit_args: what the last `fit` was told about where to start.
         memory: what the agent learns from, while fitting.
         last_evaluation: the result of the last evaluation.
 
@@ -117,7 +118,9 @@ class Trainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         check_flags(steps_per_epoch, kwargs)
-        self.init_args = {"strategy": strategy, "steps_per_epoch": steps_per_epoch, **kwargs}
+        own = {"steps_per_epoch": steps_per_epoch, "log_every_n_steps": log_every_n_steps}
+        self.init_args = {"strategy": strategy, **own, "num_sanity_val_steps": num_sanity_val_steps, **kwargs}
+        self.fit_args: dict[str, Any] = {}
         self.steps_per_epoch = steps_per_epoch
         self.compile = compile
         self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
@@ -166,6 +169,7 @@ class Trainer(pl.Trainer):
             step_offset: the env step that the clock starts from, for an agent whose earlier steps no checkpoint knows
                 of. None: where the clock stands, which is 0 in a fresh Trainer.
         """
+        self.fit_args = {"ckpt_path": ckpt_path, "weights_only": weights_only, "step_offset": step_offset}
         module, data = self._attach(model, env, datamodule)
         self._set_clock(step_offset, ckpt_path)
         self._check_limits()
@@ -274,6 +278,12 @@ class Trainer(pl.Trainer):
         return self._data.recipe("train")
 
     @property
+    def eval_recipe(self) -> EnvRecipe:
+        """How the envs of evaluation during training are made."""
+        own_env = None if self._evaluation is None else self._evaluation.env
+        return self._data.recipe("val") if own_env is None else evaluation_recipe(own_env)
+
+    @property
     def agent_statistics(self) -> dict[str, float]:
         """The agent's own metrics: the means since the last log entry, or what a foreign agent counts of itself."""
         agent = self.lightning_module.agent
@@ -314,8 +324,7 @@ class Trainer(pl.Trainer):
         """What to evaluate, and in which envs, for stage "val", "test" or "predict"."""
         settings = self._evaluation or Evaluation()
         if stage not in self._evaluation_pools:
-            own_env = settings.env if stage == "val" else None
-            recipe = self._data.recipe(stage) if own_env is None else evaluation_recipe(own_env)
+            recipe = self.eval_recipe if stage == "val" else self._data.recipe(stage)
             self._evaluation_pools[stage] = recipe.make()
             self._check_evaluation_pool(self._evaluation_pools[stage], settings.max_episode_len)
         pool = self._evaluation_pools[stage]

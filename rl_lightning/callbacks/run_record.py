@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.cli import SaveConfigCallback
 
-from rl_lightning.records import record_run
+from rl_lightning.envs import EnvRecipe
+from rl_lightning.records import described, record_run
 
 if TYPE_CHECKING:
     from rl_lightning.module import RLModule
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 class RunRecord(pl.Callback):
     """Record a run in its log directory, so that it can be repeated from there.
 
-    `args.txt` holds the seed, the arguments of Trainer, agent and envs, and the config if there is one. The other files
-    are the command, harmless environment variables, the versions of all packages, the time of each start, and the state
-    of the git repository: see `rl_lightning.records.record_run`.
+    `args.txt` holds the seed, the arguments of Trainer, callbacks, `fit`, agent, memory and envs, and the config if
+    there is one; those of callbacks and other objects as far as they keep them as attributes. The other files are the
+    command, harmless environment variables, the versions of all packages, the time of each start, and the state of the
+    git repository: see `rl_lightning.records.record_run`.
 
     Args:
         directory: where. None: the run's log directory.
@@ -40,14 +42,22 @@ class RunRecord(pl.Callback):
 
 
 def _arguments(trainer: Trainer, module: RLModule) -> dict[str, Any]:
-    recipe, agent = trainer.train_recipe, module.agent
+    agent = module.agent
     arguments: dict[str, Any] = {
         "seed": trainer.seed,
-        "trainer": trainer.init_args,
-        "agent": {"class": type(agent).__name__, "init_args": agent.init_args},
-        "env": {field.name: getattr(recipe, field.name) for field in fields(recipe)},
+        "trainer": described(trainer.init_args),
+        "fit": {**trainer.fit_args, "ckpt_path": trainer.ckpt_path},  # "last" and "best" as what they stood for
+        "agent": {"class": type(agent).__name__, "init_args": described(agent.init_args)},
+        "memory": described(module.memory),
+        "env": _recipe(trainer.train_recipe),
     }
+    if trainer.enable_validation:
+        arguments["eval_env"] = _recipe(trainer.eval_recipe)
     for callback in trainer.callbacks:
         if isinstance(callback, SaveConfigCallback):
             arguments["config"] = callback.config.as_dict()
     return arguments
+
+
+def _recipe(recipe: EnvRecipe) -> dict[str, Any]:
+    return {field.name: described(getattr(recipe, field.name)) for field in fields(recipe)}

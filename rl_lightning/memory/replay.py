@@ -68,6 +68,7 @@ class ReplayMemory:
                     f"ReplayMemory(capacity={capacity}, {name}={number}): {name} does not fit. Make the capacity (an "
                     f"agent's buffer_size) at least {number}, or {name} smaller."
                 )
+        self.capacity = capacity
         self.num_rows = -(-capacity // num_envs)
         self.num_envs = num_envs
         self.batch_size = batch_size

@@ -10,13 +10,13 @@ EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"
 MAX_STEPS = {
     "dqn_cartpole": 2_000,
     "dqn_acrobot": 1_600,
-    "optuna_study": 800,
+    "optuna_study": 1_600,
     "pfrl_agent": 1_200,
     "ppo_lunarlander": 17_000,
     "ppo_pendulum": 4_500,
 }
 
-NEEDS = {"ppo_lunarlander": ["Box2D"], "optuna_study": ["optuna", "matplotlib"], "pfrl_agent": ["pfrl"]}
+NEEDS = {"ppo_lunarlander": ["Box2D"], "pfrl_agent": ["pfrl"]}
 
 
 def load(path):
@@ -26,7 +26,7 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "optuna_study"], ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path):
     for needed in NEEDS.get(path.stem, ()):
         pytest.importorskip(needed)
@@ -34,6 +34,19 @@ def test_example_runs(path, tmp_path):
     assert isinstance(score, float)
     assert score == score
     assert list(tmp_path.rglob("scores.txt"))
+
+
+def test_the_study_prunes_some_of_its_trials_and_draws_them_all(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("matplotlib")
+    example, studies = load(EXAMPLES[0].with_name("optuna_study.py")), []
+    draw = example.draw
+    monkeypatch.setattr(example, "draw", lambda study, path: (studies.append(study), draw(study, path)))
+    assert example.main(max_steps=MAX_STEPS["optuna_study"], root=str(tmp_path)) == studies[0].best_value
+    states = [trial.state for trial in studies[0].trials]
+    assert len(states) == 20
+    assert {*states} == {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED}
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_command_may_run_twice_in_a_repository(tmp_path):

@@ -73,11 +73,11 @@ def ppo(seed=0):
     )  # fmt: skip
 
 
-def a2c(seed=0):
+def a2c(seed=0, num_envs=2):
     pfrl.utils.set_random_seed(seed)
     network = actor_critic()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    return pfrl.agents.A2C(network, optimizer, gamma=0.99, num_processes=2, update_steps=5, phi=observation)
+    return pfrl.agents.A2C(network, optimizer, gamma=0.99, num_processes=num_envs, update_steps=5, phi=observation)
 
 
 def sac(seed=0):

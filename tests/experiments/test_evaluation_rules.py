@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +24,7 @@ from rl_lightning.experiments import (
     train_agent_batch_with_evaluation,
     train_agent_with_evaluation,
 )
+from rl_lightning.experiments.directories import BestDirectory
 from tests.experiments.scripted import Env, Evaluations, Told, Worth, named
 from tests.trainer.helpers import quiet, small_dqn, small_ppo
 
@@ -283,6 +285,20 @@ def saves(log):
 def test_8_only_a_strictly_better_agent_is_saved(scores, expected, log, tmp_path):
     run(tmp_path, scores, agent=Told(log))
     assert saves(log) == expected
+
+
+def test_8_nan_is_never_the_best(log, tmp_path):
+    """No env gives it (`NonFiniteError`), so the scores come from a stand-in for the Trainer."""
+    best = BestDirectory(tmp_path, logging.getLogger("test"))
+    module = SimpleNamespace(given_agent=Told(log))
+    saved = []
+    for score in (math.nan, 1.0, math.nan, 1.0, 2.0):
+        metrics = {"eval/mean": torch.tensor(score, dtype=torch.float64)}
+        state = {"fast_dev_run": False, "sanity_checking": False, "state": SimpleNamespace(fn="fit")}
+        best.on_validation_end(SimpleNamespace(callback_metrics=metrics, lightning_module=module, **state), module)
+        saved.append(saves(log))
+    assert saved == [0, 1, 1, 1, 2]
+    assert best.max_score == 2.0
 
 
 def test_8_scores_are_compared_in_float64(log, tmp_path):

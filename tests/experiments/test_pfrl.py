@@ -15,6 +15,7 @@ from rl_lightning.callbacks import BestAgent, Evaluation
 from rl_lightning.envs import GymEnvModule
 from rl_lightning.evaluation import evaluate
 from rl_lightning.experiments import train_agent, train_agent_batch, train_agent_with_evaluation
+from rl_lightning.experiments import train_agent_batch_with_evaluation as batch_with_evaluation
 from tests.experiments.scripted import Env, Evaluations, OldEnv, Steps, Told, named
 from tests.trainer.helpers import quiet
 
@@ -145,18 +146,22 @@ def test_in_several_envs_they_learn_the_same_as_in_their_own_loop(make, tmp_path
     assert torch.equal(peer.weights(ours), peer.weights(theirs))
 
 
-@pytest.mark.parametrize(
+AGENTS = pytest.mark.parametrize(
     ("make", "env", "num_envs"),
     [
-        *[(peer.dqn, "CartPole-v1", 1), (peer.ppo, "CartPole-v1", 1), (peer.sac, "Pendulum-v1", 1)],
-        *[
-            (peer.dqn, "CartPole-v1", 2),
-            (peer.ppo, "CartPole-v1", 2),
-            (peer.a2c, "CartPole-v1", 2),
-            (peer.sac, "Pendulum-v1", 2),
-        ],
+        (peer.dqn, "CartPole-v1", 1),
+        (peer.ppo, "CartPole-v1", 1),
+        (partial(peer.a2c, num_envs=1), "CartPole-v1", 1),
+        (peer.sac, "Pendulum-v1", 1),
+        (peer.dqn, "CartPole-v1", 2),
+        (peer.ppo, "CartPole-v1", 2),
+        (peer.a2c, "CartPole-v1", 2),
+        (peer.sac, "Pendulum-v1", 2),
     ],
 )
+
+
+@AGENTS
 def test_they_train_under_the_trainer(make, env, num_envs, tmp_path):
     agent, strategy = make(), "sync" if num_envs == 1 else "batch"
     before = agent.get_statistics()
@@ -169,6 +174,22 @@ def test_they_train_under_the_trainer(make, env, num_envs, tmp_path):
     loaded = RLModule.load_from_checkpoint(best.best_model_path, agent=RLModule(other).agent)
     assert loaded.given_agent is other
     assert np.isfinite(score)
+
+
+@AGENTS
+def test_they_train_under_the_functions(make, env, num_envs, tmp_path):
+    """Pendulum's episodes are cut off, or too few would end; PFRL's A2C warns of those that are."""
+    agent = make()
+    before, train = agent.get_statistics(), train_agent_with_evaluation if num_envs == 1 else batch_with_evaluation
+    envs = GymEnvModule(env, num_envs=num_envs, max_episode_len=50 if env == "Pendulum-v1" else None)
+    given, history = train(agent, envs, 300, None, 2, 100, tmp_path, checkpoint_freq=150, eval_max_episode_len=20)
+    assert given is agent and agent.get_statistics() != before
+    assert len(history) == 3 and all(np.isfinite(row["eval_score"]) for row in history)
+    in_batch = [] if num_envs == 1 else ["300_checkpoint"]
+    directories = ["150_checkpoint", *in_batch, "300_finish", "best"]
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_dir()) == directories
+    for name in directories:
+        make().load(str(tmp_path / name))
 
 
 def test_sync_functions_take_an_agent_that_acts_in_batches_only(tmp_path):

@@ -67,6 +67,20 @@ def test_parameters_are_the_contract(name):
     assert " ".join(given) == SIGNATURES[name]
 
 
+def test_hooks_are_abstract_and_support_nothing_unless_they_say_so():
+    for hook in (experiments.StepHook, EvaluationHook):
+        with pytest.raises(TypeError, match="abstract.*__call__"):
+            hook()
+    flags = ["support_train_agent", "support_train_agent_batch", "support_train_agent_async"]
+    assert [getattr(EvaluationHook, flag) for flag in flags] == [False] * 3
+    pruner = experiments.OptunaPrunerHook
+    assert [getattr(pruner, flag) for flag in flags] == [True, True, False]
+    assert issubclass(LinearInterpolationHook, experiments.StepHook) and issubclass(pruner, EvaluationHook)
+    arguments = list(inspect.signature(EvaluationHook.__call__).parameters)
+    assert arguments == ["self", "env", "agent", "evaluator", "step", "eval_stats", "agent_stats", "env_stats"]
+    assert list(inspect.signature(experiments.StepHook.__call__).parameters) == ["self", "env", "agent", "step"]
+
+
 # ---- 1 to 3: steps, ends of episodes, agent.t ------------------------------------------------------------------------
 
 

@@ -179,7 +179,7 @@ class BestDirectory(BestAgent):
         rows = [row for row in read_scores(self._outdir / "scores.txt") if int(row["steps"]) <= step_offset]
         scores = [float(row["mean"]) for row in rows]
         best = self._outdir / self.filename
-        if self._saves and best.exists():
+        if (best / SCORE_FILE).exists() or (self._saves and best.exists()):
             scores.append(_read_score(best))
         self.max_score = max((score for score in scores if score == score), default=float("-inf"))
 

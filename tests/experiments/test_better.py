@@ -225,10 +225,12 @@ def test_the_best_score_is_also_that_of_an_agent_that_was_not_saved(log, tmp_pat
     assert (tmp_path / "best/score.txt").read_text() == "21.0\n"
 
 
-def test_success_counts_the_best_of_the_earlier_run_too(log, tmp_path):
+@pytest.mark.parametrize("saves", [True, False])
+def test_success_counts_the_best_of_the_earlier_run_too(saves, log, tmp_path):
+    """Its score, 9, is of step 2; going on from step 1 cuts off that row, but not the agent `best`."""
     go_on(log, tmp_path, 0, 2, [5, 9])
-    go_on(log, tmp_path, 2, 6, [1, 1, 1, 1], successful_score=8)
-    assert [row[0] for row in rows(tmp_path)] == ["1", "2", "3"]
+    go_on(log, tmp_path, 1, 6, [1, 1, 1, 1, 1], successful_score=8, save_best_so_far_agent=saves)
+    assert [row[0] for row in rows(tmp_path)] == ["1", "2"]
 
 
 def test_a_best_agent_whose_score_nobody_knows(log, tmp_path):

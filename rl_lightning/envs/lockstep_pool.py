@@ -126,6 +126,6 @@ class LockstepPool(EnvPool):
         self._over = np.ones(self.num_envs, np.bool_)
 
     def close(self) -> None:
-        if not self._closed:
+        if not (self.is_lent or self._closed):
             self._closed = True
             self.env.close()

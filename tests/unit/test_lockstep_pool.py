@@ -185,3 +185,10 @@ def test_an_evaluation_steps_no_env_whose_episodes_will_not_count(num_episodes):
     same = evaluate(agent.agent, plain, num_episodes=num_episodes, seed=0)
     assert (result.returns, result.lengths) == (same.returns, same.lengths)
     assert sum(result.lengths) <= sum(rested) <= sum(env.steps for env in plain.env.envs)
+
+
+def test_envs_that_belong_to_somebody_else_stay_open():
+    pool = lockstep(Scripted, Scripted)
+    pool.is_lent = True
+    pool.close()
+    assert [env.closed for env in pool.env.envs] == [0, 0]

@@ -25,7 +25,15 @@ def make_actor(agent: Agent, pool: EnvPool, *, explore: bool, device: torch.devi
     """
     if isinstance(agent, ForeignAgent):
         return agent.actor(pool)
-    return Actor(agent, explore=explore, device=device, dtype=dtype)
+    actor = Actor(agent, explore=explore, device=device, dtype=dtype)
+    on_host = _host_method(agent) if device.type == "cpu" and dtype == torch.float32 else None
+    if on_host is None:
+        return actor.__call__
+
+    def act(obs: ObsArray) -> tuple[Array, dict[str, Array]]:
+        return on_host(obs, explore=explore) or actor(obs)
+
+    return act
 
 
 class Actor:
@@ -44,14 +52,9 @@ class Actor:
         self._device = device
         self._dtype = dtype
         self._is_plain = device.type == "cpu" and dtype == torch.float32
-        self._act_on_host = _host_method(agent) if self._is_plain else None
 
     def __call__(self, obs: ObsArray) -> tuple[Array, dict[str, Array]]:
         """[B, *O] -> action [B, *A] and the agent's extras, each [B, ...]."""
-        if self._act_on_host is not None:
-            acted = self._act_on_host(obs, explore=self._explore)
-            if acted is not None:
-                return acted
         with torch.inference_mode():
             action, extras = self._agent.act(self._to_tensors(obs), explore=self._explore)
             return _to_host(action), {name: _to_host(extra) for name, extra in extras.items()} if extras else {}

@@ -15,6 +15,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import OrderEnforcing
 
 from rl_lightning.envs.checks import check_is_env
 from rl_lightning.envs.lockstep_pool import LockstepPool
@@ -193,9 +194,10 @@ def as_recipe(env: Any) -> EnvRecipe:
 def _make_env(recipe: EnvRecipe) -> Any:
     """One env, wrapped; or the vector env that a factory returned."""
     source = recipe.source
+    env: Any
     if isinstance(source, str | EnvSpec):
         # Pools check every step themselves; gymnasium's checker would do it again, slower.
-        env = _from_registry(gym.make, source, disable_env_checker=True, **recipe.env_kwargs)
+        env = _without_order_check(_from_registry(gym.make, source, disable_env_checker=True, **recipe.env_kwargs))
     else:
         assert callable(source)
         env = source(**recipe.env_kwargs)
@@ -205,6 +207,22 @@ def _make_env(recipe: EnvRecipe) -> Any:
     for wrap in recipe.wrappers:
         env = wrap(env)
         check_is_env(env)
+    return env
+
+
+def _without_order_check(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """The env without gymnasium's check that `reset` comes before `step`: pools see to that, and it costs a microsecond
+    a step.
+    """
+    outer, layer = None, env
+    while isinstance(layer, gym.Wrapper):
+        if type(layer) is not OrderEnforcing:
+            outer = layer
+        elif outer is None:
+            env = layer.env
+        else:
+            outer.env = layer.env
+        layer = layer.env
     return env
 
 

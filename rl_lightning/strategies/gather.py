@@ -10,13 +10,16 @@ from rl_lightning.envs import EnvPool
 from rl_lightning.strategies.strategy import Episodes, Strategy
 from rl_lightning.types import ConfigurationError, Transition
 
+_new_tuple = tuple.__new__  # without the Python constructor of a NamedTuple
+
 
 class BatchStrategy(Strategy):
     """Act for all envs with one forward pass, then step them together: A2C's way (Mnih et al., 2016)."""
 
     def setup(self, agent: Agent, pool: EnvPool, *, seed: int | None, device: torch.device, dtype: torch.dtype) -> None:
         self.pool = pool
-        self.episodes = Episodes(pool.num_envs)
+        self.episodes, self._num_envs = Episodes(pool.num_envs), pool.num_envs
+        self._count = self.episodes.add
         self._act = make_actor(agent, pool, explore=True, device=device, dtype=dtype)
         pool.reset(seed)
 
@@ -28,9 +31,9 @@ class BatchStrategy(Strategy):
         obs = pool.begin_episodes()
         action, extras = self._act(obs)
         next_obs, reward, terminated, truncated, valid, _ = pool.step(action)
-        self.episodes.add(reward, terminated | truncated, valid)
-        self.num_steps = pool.num_envs if valid is None else int(valid.sum())
-        return Transition(obs, action, reward, next_obs, terminated, truncated, extras, valid)
+        self._count(reward, terminated | truncated, valid)
+        self.num_steps = self._num_envs if valid is None else int(valid.sum())
+        return _new_tuple(Transition, (obs, action, reward, next_obs, terminated, truncated, extras, valid))
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):

@@ -8,7 +8,8 @@ import torch
 from gymnasium import spaces
 
 from rl_lightning import A2C, DQN, PPO, RLModule
-from rl_lightning.agents.acting import Actor
+from rl_lightning.agents.acting import make_actor
+from rl_lightning.envs import EnvRecipe
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 CASES = {
@@ -36,7 +37,8 @@ def built(agent, observation_space, action_space):
 
 
 def actor(agent, *, explore):
-    return Actor(agent, explore=explore, device=torch.device("cpu"), dtype=torch.float32)
+    pool = EnvRecipe("CartPole-v1").make()  # what it acts in does not matter to our own agents
+    return make_actor(agent, pool, explore=explore, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("num_envs", [1, 8])

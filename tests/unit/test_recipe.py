@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import PassiveEnvChecker, RescaleAction, TimeLimit, TransformReward
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RescaleAction, TimeLimit, TransformReward
 
 from rl_lightning.envs import EnvRecipe, LockstepPool, SinglePool, as_recipe
 from rl_lightning.types import ConfigurationError, EnvError
@@ -54,7 +54,8 @@ def registered():
 def test_one_env_is_a_single_pool_without_gymnasiums_checker():
     pool = EnvRecipe("CartPole-v1").make()
     assert isinstance(pool, SinglePool) and pool.num_envs == 1
-    assert PassiveEnvChecker not in layers(pool.env) and TimeLimit in layers(pool.env)
+    assert not {PassiveEnvChecker, OrderEnforcing} & {*layers(pool.env)} and TimeLimit in layers(pool.env)
+    assert pool.env.spec.max_episode_steps == 500 and type(gym.make(pool.env.spec)) is TimeLimit
 
 
 def test_several_envs_are_a_sync_vector_env_in_lockstep():

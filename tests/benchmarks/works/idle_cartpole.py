@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from rl_lightning import Agent, Trainer
 
 UNIT = "env steps"
 AMOUNT = 50_000
+NOTHING = np.zeros(64, np.int64)
 
 
 class Idle(Agent):
@@ -24,6 +26,9 @@ class Idle(Agent):
 
     def act(self, obs: Any, *, explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.zeros(len(obs), dtype=torch.long), {}
+
+    def act_on_host(self, obs: Any, *, explore: bool) -> tuple[Any, dict[str, Any]]:
+        return NOTHING[: len(obs)], {}
 
     def update(self, batch: Any, step: Any) -> dict[str, Tensor]:
         raise AssertionError

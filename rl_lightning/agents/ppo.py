@@ -141,14 +141,15 @@ class PPO(Agent):
 
         with torch.no_grad():
             # Schulman's estimate of KL(old || new): unbiased and never negative (joschu.net/blog/kl-approx.html).
-            approx_kl = (ratio - 1 - log_ratio).mean()
+            move = ratio - 1
+            approx_kl = (move - log_ratio).mean()
             self.approx_kl.copy_(approx_kl)
             return {
                 "policy_loss": policy_loss.detach(),
                 "value_loss": value_loss.detach(),
                 "entropy": entropy.detach(),
                 "approx_kl": approx_kl,
-                "clip_fraction": ((ratio - 1).abs() > self.clip_range).float().mean(),
+                "clip_fraction": (move.abs() > self.clip_range).float().mean(),
                 "explained_variance": self.explained_variance,
             }
 

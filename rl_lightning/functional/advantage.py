@@ -48,11 +48,10 @@ def gae(
     # A product would turn an infinite value after a termination into NaN.
     delta = reward - value + discount * next_value.masked_fill(terminated, 0.0)
     decay = (~done).to(delta.dtype) * (discount * trace_decay)
-    advantages = list(delta.unbind())
-    decays = decay.unbind()
-    for t in range(len(advantages) - 2, -1, -1):
-        advantages[t] = torch.addcmul(advantages[t], decays[t], advantages[t + 1])
-    return torch.stack(advantages) if advantages else delta
+    rows, decays = delta.unbind(), decay.unbind()
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addcmul_(decays[t], rows[t + 1])
+    return delta
 
 
 def normalize(x: Tensor, *, epsilon: float = 1e-8) -> Tensor:

@@ -86,13 +86,16 @@ class ActorCritic(nn.Module):
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
         """`act` in NumPy, for small networks on the host; None where that is not possible."""
-        layers = self.policy_layers
-        head = layers[-1]
-        if not (isinstance(head, CategoricalHead | GaussianHead) and passes_through(self.encoder, obs)):
+        if not passes_through(self.encoder, obs):
             return None
         assert not isinstance(obs, dict)
-        numbers = layers.on_host(obs, num_left=1)
-        sample = None if numbers is None else head.act_on_host(numbers, explore=explore)
+        started = self.policy_layers.start_on_host(obs)
+        if started is None or len(started[1]) != 1:
+            return None
+        numbers, (head,) = started
+        if not isinstance(head, CategoricalHead | GaussianHead):
+            return None
+        sample = head.act_on_host(numbers, explore=explore)
         if sample is None or not self.is_bounded:
             return None if sample is None else (sample, {})
         return sample.clip(self.low.numpy(), self.high.numpy()), {"sample": sample}

@@ -69,12 +69,12 @@ class Layers(nn.Sequential):
             x = layer(x)
         return x
 
-    def on_host(self, x: Array, *, num_left: int) -> Array | None:
-        """[N, in] through all but the last `num_left` layers; None where those cannot run in NumPy."""
+    def start_on_host(self, x: Array) -> tuple[Array, list[nn.Module]] | None:
+        """[N, in] through the plain layers in NumPy, and the layers that are left; None where they cannot run there."""
         plan = self._current_plan()
-        if len(plan.others) != num_left or len(x) > plan.max_rows or any(plan.hooks):
+        if len(x) > plan.max_rows or any(plan.hooks):
             return None
-        return plan.on_host(x)[-1]
+        return plan.on_host(x)[-1], plan.others
 
     def _current_plan(self) -> _Plan:
         plan = self._plan

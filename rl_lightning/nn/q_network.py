@@ -64,4 +64,5 @@ class QNetwork(nn.Module):
         if self.value is not None or not passes_through(self.encoder, obs):
             return None
         assert not isinstance(obs, dict)
-        return self.advantage.on_host(obs, num_left=0)
+        started = self.advantage.start_on_host(obs)
+        return None if started is None or started[1] else started[0]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy
+from rl_lightning.agents.on_policy import chosen_action, has_policy, next_values_of_rollout, values_of_rollout
 from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
@@ -88,7 +88,8 @@ class A2C(Agent):
     def prepare(self, rollout: Batch) -> Batch:
         """What to learn from a rollout: fields obs, action, advantage, return, each [T, B, ...]."""
         rollout = tree_map(lambda field: field.to(self.entropy_weight.device), rollout)
-        _, value, next_value = evaluate_rollout(self.network, rollout)
+        value = values_of_rollout(self.network, rollout)
+        next_value = next_values_of_rollout(self.network, rollout, value)
         terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)

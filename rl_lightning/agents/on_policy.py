@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,41 +27,51 @@ def chosen_action(batch: Batch) -> Tensor:
     return sample
 
 
-def evaluate_rollout(network: ActorCritic, rollout: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def evaluate_rollout(network: ActorCritic, rollout: Batch) -> tuple[Tensor, Tensor]:
     """Pass a whole rollout through the network, once.
-
-    V(s_{t+1}) is V(s) of the next row, except at an episode's end and in the last row, where no row holds the state
-    that followed: there it is computed from `next_obs`.
 
     Args:
         rollout: fields [T, B, ...], on the network's device.
     Returns:
-        log_prob of the chosen actions, value V(s_t) and next_value V(s_{t+1}), each [T, B].
+        log_prob of the chosen actions, and value V(s_t), each [T, B].
     """
-    num_steps, num_envs = rollout["reward"].shape
-    unfollowed = rollout["terminated"] | rollout["truncated"]
-    unfollowed[-1] = True
-    log_probs, values, last_values = [], [], []
-    steps_at_once = max(MAX_ROWS_AT_ONCE // num_envs, 1)
-    for start in range(0, num_steps, steps_at_once):
-        part = _rows(rollout, start, start + steps_at_once)
+    log_probs, values = [], []
+    for part in _parts(rollout):
         policy, value = network(part["obs"])
         log_probs.append(policy.log_prob(chosen_action(part)))
         values.append(value)
-        last = unfollowed[start : start + steps_at_once].flatten()
-        last_values.append(network.value(_where(last, part["next_obs"])))
-    value = torch.cat(values).view(num_steps, num_envs)
+    shape = rollout["reward"].shape
+    return torch.cat(log_probs).view(shape), torch.cat(values).view(shape)
+
+
+def values_of_rollout(network: ActorCritic, rollout: Batch) -> Tensor:
+    """V(s_t) [T, B] of a whole rollout [T, B, ...]: the policy does not run."""
+    return torch.cat([network.value(part["obs"]) for part in _parts(rollout)]).view(rollout["reward"].shape)
+
+
+def next_values_of_rollout(network: ActorCritic, rollout: Batch, value: Tensor) -> Tensor:
+    """V(s_{t+1}) [T, B]: V(s) of the next row, except at an episode's end and in the last row, where no row holds the
+    state that followed: there it is computed from `next_obs`.
+    """
+    unfollowed = rollout["terminated"] | rollout["truncated"]
+    unfollowed[-1] = True
+    last_obs = tree_map(lambda leaf: leaf[unfollowed].split(MAX_ROWS_AT_ONCE), rollout["next_obs"])
+    parts = [network.value(part) for part in _zipped(last_obs)]
     next_value = value.roll(-1, dims=0)
-    next_value[unfollowed] = torch.cat(last_values)
-    return torch.cat(log_probs).view(num_steps, num_envs), value, next_value
+    next_value[unfollowed] = torch.cat(parts)
+    return next_value
 
 
-def _rows(rollout: Batch, start: int, stop: int) -> Batch:
-    """The steps from `start` to `stop`, flattened to [(stop - start) * B, ...]."""
-    part: Batch = tree_map(lambda field: field[start:stop].flatten(0, 1), rollout)
-    return part
+def _zipped(pieces: Any) -> list[ObsTensor]:
+    """From observations whose every leaf is cut into pieces to pieces of observations."""
+    if not isinstance(pieces, dict):
+        return list(pieces)
+    return [dict(zip(pieces, leaves, strict=True)) for leaves in zip(*pieces.values(), strict=True)]
 
 
-def _where(mask: Tensor, obs: ObsTensor) -> ObsTensor:
-    selected: ObsTensor = tree_map(lambda leaf: leaf[mask], obs)
-    return selected
+def _parts(rollout: Batch) -> Iterator[Batch]:
+    """The rollout in parts of at most `MAX_ROWS_AT_ONCE` rows, flattened."""
+    num_steps, num_envs = rollout["reward"].shape
+    steps_at_once = max(MAX_ROWS_AT_ONCE // num_envs, 1)
+    for start in range(0, num_steps, steps_at_once):
+        yield tree_map(lambda field, at=start: field[at : at + steps_at_once].flatten(0, 1), rollout)

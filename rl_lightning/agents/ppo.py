@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy
+from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy, next_values_of_rollout
 from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
@@ -112,7 +112,8 @@ class PPO(Agent):
     def prepare(self, rollout: Batch) -> Batch:
         """What to learn from a rollout: fields obs, action, log_prob, advantage, return, each [T, B, ...]."""
         rollout = tree_map(lambda field: field.to(self.approx_kl.device), rollout)
-        log_prob, value, next_value = evaluate_rollout(self.network, rollout)
+        log_prob, value = evaluate_rollout(self.network, rollout)
+        next_value = next_values_of_rollout(self.network, rollout, value)
         terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,4 +73,4 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     """
     variance = target.var(correction=0)
     residual = (target - prediction).var(correction=0)
-    return torch.where(variance > 0, 1 - residual / variance, torch.zeros_like(variance))
+    return (1 - residual / variance).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

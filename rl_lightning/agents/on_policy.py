@@ -74,4 +74,10 @@ def _parts(rollout: Batch) -> Iterator[Batch]:
     num_steps, num_envs = rollout["reward"].shape
     steps_at_once = max(MAX_ROWS_AT_ONCE // num_envs, 1)
     for start in range(0, num_steps, steps_at_once):
-        yield tree_map(lambda field, at=start: field[at : at + steps_at_once].flatten(0, 1), rollout)
+        yield _rows(rollout, start, start + steps_at_once)
+
+
+def _rows(rollout: Batch, start: int, stop: int) -> Batch:
+    """The steps from `start` to `stop`, flattened to [(stop - start) * B, ...]."""
+    part: Batch = tree_map(lambda field: field[start:stop].flatten(0, 1), rollout)
+    return part

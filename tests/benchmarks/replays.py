@@ -1,0 +1,172 @@
+"""One replay memory of each kind, for transitions of 17 float32 of observation and 6 of action: add and sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+NUM_OBS, NUM_ACTIONS, BATCH = 17, 6, 256
+RAW_BYTES = 4 * (2 * NUM_OBS + NUM_ACTIONS + 1) + 2
+"""Of a transition: observation, action, reward, next observation; terminated and truncated at a byte each."""
+
+
+class Replay(NamedTuple):
+    """A memory, ready to use.
+
+    Attributes:
+        add: adds the i-th transition: one env's, as it comes from `step`.
+        sample: draws `BATCH` transitions, as tensors where the library makes tensors of them.
+    """
+
+    add: Callable[[int], object]
+    sample: Callable[[], object]
+
+
+class Source:
+    """Some transitions that are different, over and over, so that making them takes no time."""
+
+    def __init__(self, num: int = 1_024) -> None:
+        rng = np.random.default_rng(0)
+        self.num = num
+        self.obs = rng.standard_normal((num + 1, NUM_OBS), np.float32)
+        self.action = rng.standard_normal((num, NUM_ACTIONS), np.float32)
+        self.reward = rng.standard_normal(num, np.float32)
+        self.terminated = rng.random(num) < 0.001
+        self.never = np.zeros(num, bool)
+
+
+def ours(capacity: int) -> Replay:
+    from rl_lightning.memory import ReplayMemory
+    from rl_lightning.types import Transition
+
+    source = Source()
+    memory = ReplayMemory(capacity, num_envs=1, batch_size=BATCH, learning_starts=0)
+
+    def one(field: np.ndarray) -> list[np.ndarray]:
+        return [field[i : i + 1] for i in range(source.num)]
+
+    fields = source.obs[:-1], source.action, source.reward, source.obs[1:], source.terminated, source.never
+    transitions = [Transition(*parts, {}) for parts in zip(*map(one, fields), strict=True)]
+    return Replay(lambda i: memory.add(transitions[i % source.num]), memory.sample)
+
+
+def tight(capacity: int) -> Replay:
+    """One packed array, one gather."""
+    source, width = Source(), 2 * NUM_OBS + NUM_ACTIONS + 3
+    rows = torch.empty(capacity, width)
+    numbers = rows.numpy()
+    flags = source.terminated[:, None], source.never[:, None]
+    parts = [source.obs[:-1], source.obs[1:], source.action, source.reward[:, None], *flags]
+    packed = np.concatenate(parts, axis=1, dtype=np.float32)
+    sizes, size = [part.shape[1] for part in parts], 0
+
+    def add(i: int) -> None:
+        nonlocal size
+        numbers[i % capacity] = packed[i % source.num]
+        size = min(i + 1, capacity)
+
+    def sample() -> Any:
+        return rows.index_select(0, torch.randint(size, (BATCH,))).split(sizes, dim=1)
+
+    return Replay(add, sample)
+
+
+def sb3(capacity: int) -> Replay:
+    from gymnasium import spaces
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    source = Source()
+    box = [spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in (NUM_OBS, NUM_ACTIONS)]
+    memory = ReplayBuffer(capacity, *box, device="cpu")
+    infos: list[dict[str, Any]] = [{}]
+
+    def add(i: int) -> None:
+        row = slice(i % source.num, i % source.num + 1)
+        after = source.obs[i % source.num + 1 : i % source.num + 2]
+        memory.add(source.obs[row], after, source.action[row], source.reward[row], source.terminated[row], infos)
+
+    return Replay(add, lambda: memory.sample(BATCH))
+
+
+def pfrl(capacity: int) -> Replay:
+    """As its agents see a batch: sampled, then laid side by side."""
+    from pfrl.replay_buffer import batch_experiences
+    from pfrl.replay_buffers import ReplayBuffer
+
+    source, memory, device = Source(), ReplayBuffer(capacity), torch.device("cpu")
+    obs = source.obs[0].copy()
+
+    def add(i: int) -> None:
+        nonlocal obs
+        i %= source.num
+        before, obs = obs, source.obs[i + 1].copy()  # it keeps the arrays that envs make, each in two transitions
+        done = bool(source.terminated[i])
+        memory.append(before, source.action[i].copy(), float(source.reward[i]), next_state=obs, is_state_terminal=done)
+
+    def sample() -> Any:
+        return batch_experiences(memory.sample(BATCH), device, lambda state: state, 0.99)
+
+    return Replay(add, sample)
+
+
+def tianshou(capacity: int) -> Replay:
+    """As its algorithms see a batch: NumPy arrays, which they make tensors of one by one."""
+    from tianshou.data import Batch, ReplayBuffer
+
+    source, memory = Source(), ReplayBuffer(capacity)
+
+    def add(i: int) -> None:
+        i %= source.num
+        memory.add(
+            Batch(
+                obs=source.obs[i],
+                act=source.action[i],
+                rew=source.reward[i],
+                terminated=source.terminated[i],
+                truncated=source.never[i],
+                obs_next=source.obs[i + 1],
+                info={},
+            )
+        )
+
+    return Replay(add, lambda: memory.sample(BATCH))
+
+
+def cpprb(capacity: int) -> Replay:
+    """NumPy arrays, as tensors."""
+    from cpprb import ReplayBuffer
+
+    source = Source()
+    memory = ReplayBuffer(
+        capacity,
+        {
+            "obs": {"shape": NUM_OBS, "dtype": np.float32},
+            "act": {"shape": NUM_ACTIONS, "dtype": np.float32},
+            "rew": {"dtype": np.float32},
+            "next_obs": {"shape": NUM_OBS, "dtype": np.float32},
+            "terminated": {"dtype": np.bool_},
+            "truncated": {"dtype": np.bool_},
+        },
+    )
+
+    def add(i: int) -> None:
+        i %= source.num
+        memory.add(
+            obs=source.obs[i],
+            act=source.action[i],
+            rew=source.reward[i],
+            next_obs=source.obs[i + 1],
+            terminated=source.terminated[i],
+            truncated=source.never[i],
+        )
+
+    def sample() -> Any:
+        return {name: torch.from_numpy(field) for name, field in memory.sample(BATCH).items()}
+
+    return Replay(add, sample)
+
+
+MEMORIES = {"ours": ours, "tight loop": tight, "SB3": sb3, "PFRL": pfrl, "Tianshou": tianshou, "cpprb": cpprb}

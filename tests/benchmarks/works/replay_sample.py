@@ -1,0 +1,34 @@
+"""Drawing 256 transitions uniformly from a memory for a million that holds `FILLED` (an environment variable)."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache, partial
+
+from tests.benchmarks.replays import MEMORIES, Replay
+
+UNIT = "batches of 256"
+AMOUNT = 2_000
+CAPACITY, FILLED = 1_000_000, int(os.environ.get("FILLED", 100_000))
+
+
+@cache
+def _filled(name: str) -> Replay:
+    """The same one in every repeat: a second one would only take more memory."""
+    replay = MEMORIES[name](CAPACITY)
+    for i in range(FILLED):
+        replay.add(i)
+    return replay
+
+
+def draw(name: str, batches: int) -> float:
+    """From one kind of memory."""
+    sample = _filled(name).sample
+    start = time.perf_counter()
+    for _ in range(batches):
+        sample()
+    return time.perf_counter() - start
+
+
+CONTENDERS = {name: partial(draw, name) for name in MEMORIES}

@@ -6,16 +6,38 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_runner(tmp_path):
-    works = {"ppo_cartpole": 1_024, "dqn_cartpole": 200, "idle_cartpole": 500, "evaluation_cartpole": 3}
-    for work, amount in works.items():
-        arguments = [work, "--repeats=1", f"--amount={amount}", f"--json={tmp_path / work}"]
-        command = [sys.executable, "-m", "tests.benchmarks", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=110)
-        assert done.returncode == 0, done.stderr
-        assert "ours" in done.stdout and "first is" in done.stdout
-        speeds = json.loads((tmp_path / work).read_text())["results"][work]["speeds"]
-        assert len(speeds) >= 2 and all(values[0] > 0 for values in speeds.values())
+def run(command: str, *arguments: object) -> str:
+    """What a module of `tests.benchmarks` prints, in a process of its own."""
+    line = [sys.executable, "-m", f"tests.{command}", *map(str, arguments)]
+    done = subprocess.run(line, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+QUICK = ("ours", "tight loop", "gymnasium", "PFRL", "SB3")
+"""All but what is compiled, for some seconds, and Tianshou, which is slow."""
+
+
+@pytest.mark.parametrize(
+    ("works", "only"),
+    [
+        ({"ppo_cartpole": 1_024, "idle_cartpole": 500, "idle_vector": 100, "evaluation_cartpole": 3}, QUICK),
+        ({"dqn_cartpole": 300, "replay_sample": 10, "replay_add": 1_000}, QUICK),
+        ({"a2c_cartpole": 1_600}, ()),
+    ],
+    ids=["ppo", "dqn", "a2c"],
+)
+def test_the_runner(works, only, tmp_path, monkeypatch):
+    monkeypatch.setenv("FILLED", "1000")
+    arguments = ["--repeats=1", f"--json={tmp_path / 'speed.json'}", *(["--only", *only] if only else [])]
+    printed = run("benchmarks", *(f"{work}={amount}" for work, amount in works.items()), *arguments)
+    assert "x tight loop" in printed and "us each" in printed
+    for work, result in json.loads((tmp_path / "speed.json").read_text())["results"].items():
+        assert result["amount"] == works[work]
+        assert "ours" in result["medians"] and set(result["medians"]) == set(result["speeds"])
+        assert all(speed > 0 for speed in result["medians"].values())

@@ -1,137 +1,189 @@
-"""PPO on CartPole-v1: 8 envs x 128 steps, 4 epochs x 4 minibatches, 64-64 tanh, the same numbers for all."""
+"""PPO on CartPole-v1: 8 envs x 128 steps, 4 epochs x 4 minibatches, 64-64 tanh, the same numbers for all.
+
+PFRL standardises advantages over the rollout, the others over the minibatch.
+"""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
-from torch import nn
+
+from tests.benchmarks.tight import Rollouts, minimise, side_by_side, tanh_network
 
 UNIT = "env steps"
 AMOUNT = 50_000
 NUM_ENVS, NUM_STEPS, NUM_EPOCHS, NUM_MINIBATCHES = 8, 128, 4, 4
-LR, DISCOUNT, TRACE_DECAY, CLIP_RANGE, ENTROPY, VALUE, MAX_NORM = 3e-4, 0.99, 0.95, 0.2, 0.01, 0.5, 0.5
+ROLLOUT, MINIBATCH = NUM_ENVS * NUM_STEPS, NUM_ENVS * NUM_STEPS // NUM_MINIBATCHES
+LR, EPS, DISCOUNT, TRACE_DECAY, CLIP_RANGE, ENTROPY, VALUE, MAX_NORM = 3e-4, 1e-5, 0.99, 0.95, 0.2, 0.01, 0.5, 0.5
+
+
+def _ours() -> tuple[Any, Any]:
+    from rl_lightning import PPO
+    from rl_lightning.envs import GymEnvModule
+
+    agent = PPO(
+        lr=LR,
+        discount=DISCOUNT,
+        trace_decay=TRACE_DECAY,
+        num_steps=NUM_STEPS,
+        num_epochs=NUM_EPOCHS,
+        num_minibatches=NUM_MINIBATCHES,
+        clip_range=CLIP_RANGE,
+        entropy_weight=ENTROPY,
+        value_weight=VALUE,
+        max_grad_norm=MAX_NORM,
+    )
+    return agent, GymEnvModule("CartPole-v1", num_envs=NUM_ENVS)
 
 
 def ours(steps: int) -> float:
-    """The whole `Trainer.fit`: progress bar, TensorBoard logger, checkpoints and evaluation at their defaults."""
-    from rl_lightning import PPO, Trainer
-    from rl_lightning.callbacks import BestAgent, Evaluation
-    from rl_lightning.envs import GymEnvModule
+    """The whole `Trainer.fit`."""
+    from tests.benchmarks.ours import fit
 
-    agent = PPO(lr=LR, entropy_weight=ENTROPY, num_steps=NUM_STEPS)
-    with tempfile.TemporaryDirectory() as root:
-        trainer = Trainer(max_steps=steps, default_root_dir=root, callbacks=[Evaluation(), BestAgent()])
-        start = time.perf_counter()
-        trainer.fit(agent, GymEnvModule("CartPole-v1", num_envs=NUM_ENVS))
-        return time.perf_counter() - start
+    return fit(*_ours(), steps)
+
+
+def ours_compiled(steps: int) -> float:
+    """The same with `compile=True`, after two rollouts."""
+    from tests.benchmarks.ours import fit_compiled
+
+    return fit_compiled(*_ours(), steps, skip=2 * NUM_EPOCHS * NUM_MINIBATCHES)
 
 
 def ours_without_evaluation(steps: int) -> float:
     """The same with nothing evaluated, as the peers do it."""
-    from rl_lightning import PPO, Trainer
-    from rl_lightning.envs import GymEnvModule
+    from tests.benchmarks.ours import fit
 
-    agent = PPO(lr=LR, entropy_weight=ENTROPY, num_steps=NUM_STEPS)
-    with tempfile.TemporaryDirectory() as root:
-        trainer = Trainer(max_steps=steps, default_root_dir=root)
-        start = time.perf_counter()
-        trainer.fit(agent, GymEnvModule("CartPole-v1", num_envs=NUM_ENVS))
-        return time.perf_counter() - start
+    return fit(*_ours(), steps, evaluates=False)
+
+
+def tight(steps: int) -> float:
+    """A plain loop."""
+    rollouts, actor, critic = Rollouts(NUM_STEPS, NUM_ENVS), tanh_network(2, 0.01), tanh_network(1, 1.0)
+    flat = side_by_side(actor, critic)
+    optimizer = torch.optim.Adam([flat], lr=LR, eps=EPS, fused=True)
+    start = time.perf_counter()
+    for _ in range(-(-steps // ROLLOUT)):
+        rollouts.collect(actor)
+        obs, action = torch.from_numpy(rollouts.obs[:-1]), torch.from_numpy(rollouts.action)
+        with torch.no_grad():
+            old = actor(obs).log_softmax(-1).gather(-1, action[..., None])[..., 0]
+            value = critic(obs)[..., 0]
+        advantage = rollouts.advantage(value, critic, DISCOUNT, TRACE_DECAY)
+        fields = [field.flatten(0, 1) for field in (obs, action, old, advantage, advantage + value)]
+        for _ in range(NUM_EPOCHS):
+            order = torch.randperm(ROLLOUT)
+            for part in zip(*(field[order].chunk(NUM_MINIBATCHES) for field in fields), strict=True):
+                minimise(_loss(actor, critic, *part), flat, optimizer, MAX_NORM)
+    return time.perf_counter() - start
+
+
+def _loss(actor: Any, critic: Any, obs: Any, action: Any, old: Any, advantage: Any, target: Any) -> torch.Tensor:
+    log_probs = actor(obs).log_softmax(-1)
+    ratio = (log_probs.gather(-1, action[:, None])[:, 0] - old).exp()
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    policy_loss = -torch.minimum(ratio * advantage, advantage + CLIP_RANGE * advantage.abs()).mean()
+    value_loss = torch.nn.functional.mse_loss(critic(obs)[:, 0], target)
+    entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+    return policy_loss + VALUE * value_loss - ENTROPY * entropy
 
 
 def sb3(steps: int) -> float:
-    """Stable-Baselines3, its logging off."""
+    """Stable-Baselines3."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
+
+    from tests.benchmarks.peers import learn_sb3
 
     model = PPO(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=NUM_ENVS),
         learning_rate=LR,
+        gamma=DISCOUNT,
+        gae_lambda=TRACE_DECAY,
         n_steps=NUM_STEPS,
-        batch_size=NUM_ENVS * NUM_STEPS // NUM_MINIBATCHES,
+        batch_size=MINIBATCH,
         n_epochs=NUM_EPOCHS,
+        clip_range=CLIP_RANGE,
         ent_coef=ENTROPY,
         vf_coef=VALUE,
         max_grad_norm=MAX_NORM,
         device="cpu",
-        verbose=0,
     )
-    start = time.perf_counter()
-    model.learn(steps)
-    return time.perf_counter() - start
+    return learn_sb3(model, steps)
 
 
-def tight(steps: int) -> float:
-    """A plain loop: what a good engineer writes for this one task."""
-    envs = gym.vector.SyncVectorEnv(
-        [lambda: gym.make("CartPole-v1", disable_env_checker=True)] * NUM_ENVS,
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+def pfrl(steps: int) -> float:
+    """PFRL."""
+    import pfrl as peer
+
+    from tests.benchmarks.peers import pfrl_actor_critic, train_pfrl
+
+    network = pfrl_actor_critic(tanh_network)
+    agent = peer.agents.PPO(
+        network,
+        torch.optim.Adam(network.parameters(), lr=LR, eps=EPS),
+        gamma=DISCOUNT,
+        lambd=TRACE_DECAY,
+        update_interval=ROLLOUT,
+        minibatch_size=MINIBATCH,
+        epochs=NUM_EPOCHS,
+        clip_eps=CLIP_RANGE,
+        entropy_coef=ENTROPY,
+        value_func_coef=VALUE,
+        max_grad_norm=MAX_NORM,
     )
-    actor, critic = _network(2, 0.01), _network(1, 1.0)
-    parameters = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=LR, eps=1e-5, fused=True)
-    obs = np.zeros((NUM_STEPS, NUM_ENVS, 4), np.float32)
-    last = np.zeros_like(obs)
-    action = np.zeros((NUM_STEPS, NUM_ENVS), np.int64)
-    reward = np.zeros((NUM_STEPS, NUM_ENVS), np.float32)
-    terminated, done = np.zeros((2, NUM_STEPS, NUM_ENVS), bool)
-    state = envs.reset(seed=0)[0]
-    start = time.perf_counter()
-    for _ in range(-(-steps // (NUM_STEPS * NUM_ENVS))):
-        with torch.inference_mode():
-            for t in range(NUM_STEPS):
-                logits = actor(torch.from_numpy(state))
-                action[t] = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1).numpy()
-                obs[t] = state
-                state, reward[t], terminated[t], truncated, info = envs.step(action[t])
-                done[t] = terminated[t] | truncated
-                last[t] = state
-                for i in np.flatnonzero(done[t]):
-                    last[t, i] = info["final_obs"][i]
-        _learn(actor, critic, optimizer, parameters, (obs, last, action, reward, terminated, done))
-    return time.perf_counter() - start
+    return train_pfrl(agent, lambda: gym.make("CartPole-v1"), steps, num_envs=NUM_ENVS)
 
 
-def _network(outputs: int, gain: float) -> nn.Sequential:
-    network = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs))
-    for layer, layer_gain in zip(network[::2], (2**0.5, 2**0.5, gain), strict=True):
-        nn.init.orthogonal_(layer.weight, layer_gain)
-        nn.init.zeros_(layer.bias)
-    return network
+def tianshou(steps: int) -> float:
+    """Tianshou."""
+    from tianshou.algorithm import PPO
+    from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.trainer import OnPolicyTrainerParams
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+
+    from tests.benchmarks.peers import TIANSHOU_QUIET, run_tianshou
+
+    envs = DummyVectorEnv([lambda: gym.make("CartPole-v1") for _ in range(NUM_ENVS)])
+    body = {"state_shape": 4, "hidden_sizes": (64, 64), "activation": torch.nn.Tanh}
+    actor = DiscreteActor(preprocess_net=Net(**body), action_shape=2, softmax_output=False)
+    policy = DiscreteActorPolicy(actor=actor, action_space=gym.make("CartPole-v1").action_space)
+    algorithm = PPO(
+        policy=policy,
+        critic=DiscreteCritic(preprocess_net=Net(**body)),
+        optim=AdamOptimizerFactory(lr=LR, eps=EPS),
+        gamma=DISCOUNT,
+        gae_lambda=TRACE_DECAY,
+        eps_clip=CLIP_RANGE,
+        ent_coef=ENTROPY,
+        vf_coef=VALUE,
+        max_grad_norm=MAX_NORM,
+    )
+    parameters = OnPolicyTrainerParams(
+        training_collector=Collector(algorithm, envs, VectorReplayBuffer(ROLLOUT, NUM_ENVS)),
+        epoch_num_steps=steps,
+        collection_step_num_env_steps=ROLLOUT,
+        batch_size=MINIBATCH,
+        update_step_num_repetitions=NUM_EPOCHS,
+        **TIANSHOU_QUIET,
+    )
+    return run_tianshou(algorithm, parameters)
 
 
-def _learn(actor: Any, critic: Any, optimizer: Any, parameters: Any, rollout: tuple[np.ndarray, ...]) -> None:
-    obs, last, action, reward, terminated, done = map(torch.from_numpy, rollout)
-    with torch.no_grad():
-        old = actor(obs).log_softmax(-1).gather(-1, action[..., None])[..., 0]
-        value, next_value = critic(obs)[..., 0], critic(last)[..., 0]
-        delta = reward + DISCOUNT * next_value * ~terminated - value
-        decay = DISCOUNT * TRACE_DECAY * (~done).float()
-        advantage, total = torch.empty_like(delta), torch.zeros(NUM_ENVS)
-        for t in range(NUM_STEPS - 1, -1, -1):
-            total = delta[t] + decay[t] * total
-            advantage[t] = total
-        target = advantage + value
-    fields = [field.flatten(0, 1) for field in (obs, action, old, advantage, target)]
-    for _ in range(NUM_EPOCHS):
-        for index in torch.randperm(NUM_STEPS * NUM_ENVS).chunk(NUM_MINIBATCHES):
-            o, a, old_log_prob, adv, ret = (field[index] for field in fields)
-            log_probs = actor(o).log_softmax(-1)
-            ratio = (log_probs.gather(-1, a[:, None])[:, 0] - old_log_prob).exp()
-            adv = (adv - adv.mean()) / (adv.std() + 1e-8)
-            policy_loss = -torch.minimum(ratio * adv, adv + CLIP_RANGE * adv.abs()).mean()
-            value_loss = (critic(o)[:, 0] - ret).square().mean()
-            entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
-            optimizer.zero_grad()
-            (policy_loss + VALUE * value_loss - ENTROPY * entropy).backward()
-            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-            optimizer.step()
-
-
-CONTENDERS = {"ours": ours, "ours, no evaluation": ours_without_evaluation, "tight loop": tight, "SB3": sb3}
+CONTENDERS = {
+    "ours": ours,
+    "ours, compiled": ours_compiled,
+    "ours, no evaluation": ours_without_evaluation,
+    "tight loop": tight,
+    "SB3": sb3,
+    "PFRL": pfrl,
+    "Tianshou": tianshou,
+}

@@ -1,5 +1,6 @@
 """The benchmarks run, shortened; nothing is said of how fast."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -41,3 +42,10 @@ def test_the_runner(works, only, tmp_path, monkeypatch):
         assert result["amount"] == works[work]
         assert "ours" in result["medians"] and set(result["medians"]) == set(result["speeds"])
         assert all(speed > 0 for speed in result["medians"].values())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
+def test_the_runner_on_pong(tmp_path):
+    arguments = ["--repeats=1", "--only", "ours", "ours, ALE's vector env", "PFRL"]
+    printed = run("benchmarks", "atari_dqn=120", "atari_ppo=64", *arguments)
+    assert printed.count("  ours  ") == 2 and "  PFRL  " in printed and "  ours, ALE's vector env  " in printed

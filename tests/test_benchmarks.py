@@ -44,6 +44,28 @@ def test_the_runner(works, only, tmp_path, monkeypatch):
         assert all(speed > 0 for speed in result["medians"].values())
 
 
+def test_bytes_of_a_transition():
+    """A row of the memory is what was stored, and little more."""
+    printed = run("benchmarks.replay_bytes", "--transitions=100000", "--only", "ours", "PFRL")
+    over_raw = {line.split()[0]: float(line.split()[-1]) for line in printed.splitlines()[2:]}
+    assert 1.0 < over_raw["ours"] <= 1.05 < over_raw["PFRL"]
+
+
+def test_growth():
+    printed = run("benchmarks.growth", "--steps", 1_000, 2_000, "--stored", 1_000)
+    assert "idle, 2,000 env steps" in printed and "DQN, 1,000 transitions" in printed
+
+
+def test_startup():
+    assert "fit to first env step, DQN" in run("benchmarks.startup", "--repeats=1")
+
+
+def test_time_to_solve(tmp_path):
+    printed = run("benchmarks.solve_cartpole", "--seeds=0", "--budget=512", f"--json={tmp_path / 'solve.json'}")
+    assert "not solved" in printed and "ours: solved by 0 of 1 seeds" in printed
+    assert json.loads((tmp_path / "solve.json").read_text())["ours"][0]["steps"] == 512
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
 def test_the_runner_on_pong(tmp_path):
     arguments = ["--repeats=1", "--only", "ours", "ours, ALE's vector env", "PFRL"]

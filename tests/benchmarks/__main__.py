@@ -83,7 +83,8 @@ def race(work: str, amount: int | None, arguments: argparse.Namespace) -> dict[s
                 continue
             speeds[name].append(amount / seconds)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    show(speeds, medians)
+    if speeds:
+        show(speeds, medians)
     return {"unit": f"{module.UNIT} a second", "amount": amount, "medians": medians, "speeds": speeds}
 
 

@@ -3,8 +3,8 @@
     python -m tests.benchmarks ppo_cartpole dqn_cartpole=20000 --repeats 5 --json speed.json
 
 Machines are noisy, and more so when shared: only ratios within one run count. A peer that is not installed is left out.
-All of them: `pip install "rl-lightning[benchmark]"`. What no speed can say has commands of its own, beside this one:
-`solve_cartpole`, `replay_bytes`, `growth`, `startup`.
+All of them: `pip install "rl-lightning[benchmark]"`, without the constraints of the tests, which Tianshou cannot meet.
+What no speed can say has commands of its own, beside this one: `solve_cartpole`, `replay_bytes`, `growth`, `startup`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def fit_compiled(agent: Any, env: Any, steps: int, *, skip: int) -> float:
     """The same with `compile=True`, once it has compiled: after `skip` learning steps, scaled to all env steps."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ImportError("torch compiles with a C++ compiler, and there is none")
-    torch._dynamo.reset()  # or it would give up on the learning step of the ninth agent in one process
+    torch._dynamo.reset()  # each compiles afresh: the graph of an agent before it would be tried on this one
     watch = _Watch(skip)
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.filterwarnings("error", message="compile=True")  # it says where it could not

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
+from contextlib import redirect_stderr
 
 from tests.benchmarks.fresh import in_fresh_process, resident_bytes
 from tests.benchmarks.replays import MEMORIES, RAW_BYTES
@@ -16,7 +18,8 @@ from tests.benchmarks.replays import MEMORIES, RAW_BYTES
 
 def growth(name: str, transitions: int) -> float:
     """Bytes a transition of one kind of memory."""
-    MEMORIES[name](1_000).add(0)  # so that its code is loaded
+    with redirect_stderr(io.StringIO()):  # PFRL imports the old gym, which complains
+        MEMORIES[name](1_000).add(0)  # so that its code is loaded
     gc.collect()
     before = resident_bytes()
     replay = MEMORIES[name](transitions)

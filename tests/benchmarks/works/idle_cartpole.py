@@ -7,7 +7,7 @@ import time
 import gymnasium as gym
 
 UNIT = "env steps"
-AMOUNT = 50_000
+AMOUNT = 200_000
 
 
 def ours(steps: int) -> float:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 UNIT = "vector steps"
-AMOUNT = 10_000
+AMOUNT = 50_000
 NUM_ENVS = 8
 
 

@@ -11,12 +11,13 @@ from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 
 from rl_lightning import Agent, RLModule, Trainer
-from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout
+from rl_lightning.agents.on_policy import chosen_action, next_values_of_rollout, values_of_rollout
 from rl_lightning.callbacks import BestAgent, Evaluation
 from rl_lightning.envs import GymEnvModule
 from rl_lightning.functional import gae
 from rl_lightning.memory import Memory, RolloutMemory
 from rl_lightning.nn import ActorCritic
+from rl_lightning.optim import Adam
 from rl_lightning.types import Batch, Extras, Metrics, ObsTensor, StepFn
 
 
@@ -38,7 +39,8 @@ class Reinforce(Agent):
     @torch.no_grad()
     def prepare(self, rollout: Batch) -> Batch:
         """Add each step's discounted return, cut at the rollout's end by the value of what follows."""
-        _, value, next_value = evaluate_rollout(self.network, rollout)
+        value = values_of_rollout(self.network, rollout)
+        next_value = next_values_of_rollout(self.network, rollout, value)
         done = rollout["terminated"] | rollout["truncated"]
         advantage = gae(
             rollout["reward"], value, next_value, rollout["terminated"], done, discount=self.discount, trace_decay=1.0
@@ -53,7 +55,7 @@ class Reinforce(Agent):
         return {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
 
     def configure_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"adam": torch.optim.Adam(self.parameters(), lr=self.lr)}
+        return {"adam": Adam(self.parameters(), lr=self.lr)}
 
     def make_memory(self, num_envs: int) -> Memory:
         return RolloutMemory(self.num_steps, num_envs, prepare=self.prepare)

@@ -412,7 +412,7 @@ def _isolated_randomness(seed: int, device: torch.device) -> Iterator[int]:
         np.random.seed(numpy_seed)
         random.seed(python_seed)
         try:
-            yield env_seed
+            yield env_seed >> 2  # some envs take signed 32-bit integers, and env i gets seed + i
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)

@@ -378,8 +378,11 @@ class Trainer(pl.Trainer):
         return self.rl_strategy, memory
 
     def draw_seed(self, role: str, *path: int) -> int:
-        """A 32-bit seed that follows from the run's seed, this process's rank, the role and `path`, nothing else."""
-        return int(self._seed_sequence(role, *path).generate_state(1)[0])
+        """A 30-bit seed that follows from the run's seed, this process's rank, the role and `path`, nothing else.
+
+        Some envs take signed 32-bit integers, and env i gets `seed + i`.
+        """
+        return int(self._seed_sequence(role, *path).generate_state(1)[0]) >> 2
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ class CompiledLearning:
         self._patch.__enter__()
         on_gpu = trainer.strategy.root_device.type == "cuda"
         self._compiled: Callable[[Batch], tuple[Metrics, dict[str, Tensor]]] | None = torch.compile(
-            self._learn, fullgraph=True, **({"mode": "reduce-overhead"} if on_gpu else {"options": _OPTIONS})
+            self._own_learn(), fullgraph=True, **({"mode": "reduce-overhead"} if on_gpu else {"options": _OPTIONS})
         )
         self._has_run = False
 
@@ -129,6 +130,12 @@ class CompiledLearning:
         rank_zero_info(f"compile=True: the learning step was compiled in {time.perf_counter() - start:.1f} s.")
         self._optimization.note(losses)
         return metrics
+
+    def _own_learn(self) -> Callable[[Batch], tuple[Metrics, dict[str, Tensor]]]:
+        """`_learn` with a code object of its own, where the compiler keeps its graphs: another agent's do not fit."""
+        function = type(self)._learn
+        own = types.FunctionType(function.__code__.replace(), function.__globals__)
+        return types.MethodType(own, self)
 
     def _learn(self, batch: Batch) -> tuple[Metrics, dict[str, Tensor]]:
         """What is compiled."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -171,7 +172,7 @@ class EnvRecipe:
                 'vectorization="vector_entry_point" needs a gymnasium id and no wrappers: it makes all envs as one.'
             )
         kwargs = dict(self.env_kwargs)
-        spec = self.source if isinstance(self.source, EnvSpec) else _from_registry(gym.spec, self.source)
+        spec = self.source if isinstance(self.source, EnvSpec) else _from_registry(_spec_of, self.source)
         if spec.vector_entry_point is None:
             raise ConfigurationError(f'{spec.id} has no vectorised version. Use vectorization="sync" or "async".')
         if self.max_episode_len is not None:
@@ -248,6 +249,14 @@ def _from_registry(function: Callable[..., Any], source: str | EnvSpec, **kwargs
         if error.name not in _EXTRAS and "registration via importing a module failed" not in str(error):
             raise
         raise _missing_package(source, error) from error
+
+
+def _spec_of(name: str) -> EnvSpec:
+    """`gymnasium.spec`, which does not take the "package:" of an id."""
+    package, _, env_id = name.rpartition(":")
+    if package:
+        importlib.import_module(package)
+    return gym.spec(env_id)
 
 
 def _nearest(env_id: str) -> str:

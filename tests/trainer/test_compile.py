@@ -160,3 +160,10 @@ def test_the_compiler_s_own_settings_come_back():
     before = torch._dynamo.config.trace_autograd_ops
     fit(AGENTS["a2c"](), compile=True)
     assert torch._dynamo.config.trace_autograd_ops == before
+
+
+def test_agents_of_different_sizes_in_one_process():
+    for sizes in ((16,), (8,), (16, 16)):
+        agent, plain = (A2C(num_steps=8, hidden_sizes=sizes) for _ in range(2))
+        fit(agent, compile=True), fit(plain)
+        torch.testing.assert_close(weights(agent), weights(plain), rtol=1e-3, atol=1e-5)

@@ -92,3 +92,11 @@ def test_each_evaluation_has_starts_of_its_own_unless_seeded():
     assert len(fresh) == len(set(fresh)) == 3
     assert evaluation_seeds() == fresh
     assert evaluation_seeds(seed=5) == [5, 5, 5]
+
+
+def test_seeds_fit_into_the_integers_that_some_envs_take():
+    """ALE's vector env takes signed 32-bit seeds, and env i gets `seed + i`."""
+    trainer = Trainer(max_steps=1, **quiet())
+    for seed in range(200):
+        trainer.seed = seed
+        assert all(0 <= trainer.draw_seed(role, seed) < 2**30 for role in ("train", "val", "test"))

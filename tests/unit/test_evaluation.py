@@ -432,3 +432,10 @@ def test_a_confidence_level_is_a_share():
         EvaluationResult([1.0], [1], seed=0).confidence_interval(level=95)
     with pytest.raises(ConfigurationError, match="num_resamples=0"):
         EvaluationResult([1.0], [1], seed=0).confidence_interval(num_resamples=0)
+
+
+def test_seeds_of_envs_fit_into_signed_32_bit_integers():
+    for seed in range(50):
+        env = Scripted((1,))
+        evaluate(Zero(), SinglePool(env), num_episodes=1, seed=seed)
+        assert 0 <= env.seeds[0] < 2**30

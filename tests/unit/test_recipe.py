@@ -20,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RescaleAction, TimeLimit, TransformReward
 
-from rl_lightning.envs import EnvRecipe, LockstepPool, SinglePool, as_recipe
+from rl_lightning.envs import EnvRecipe, LockstepPool, SinglePool, VectorPool, as_recipe
 from rl_lightning.types import ConfigurationError, EnvError
 from tests.envs import GivesObservation, NeedsReset, OldReset, OldSeed, OldStep, ReusesMemory, Scripted, go
 
@@ -382,3 +382,9 @@ def test_whatever_makes_an_env_becomes_a_recipe():
 def test_what_is_no_env_is_refused(env):
     with pytest.raises(ConfigurationError, match="is no env"):
         as_recipe(env)
+
+
+def test_the_vector_entry_point_of_an_id_with_its_package():
+    recipe = EnvRecipe("gymnasium.envs.classic_control:CartPole-v1", 2, "vector_entry_point")
+    pool = recipe.make()
+    assert isinstance(pool, VectorPool) and pool.num_envs == 2 and pool.reset(0).shape == (2, 4)

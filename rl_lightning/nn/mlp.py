@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from rl_lightning.types import ConfigurationError
@@ -48,6 +49,8 @@ def init_orthogonal(module: nn.Module, gain: float) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.orthogonal_(layer.weight, gain)
+            weight = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)
+            with torch.no_grad():
+                layer.weight.copy_(nn.init.orthogonal_(weight, gain))  # which cannot fill channels-last memory
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 
@@ -318,3 +319,27 @@ def test_q_values_by_hand():
 def test_q_network_without_hidden_layers():
     for dueling in (False, True):
         assert QNetwork(BOX, 3, hidden_sizes=(), dueling=dueling)(torch.randn(2, 3)).shape == (2, 3)
+
+
+def test_convolutions_lie_channels_last_and_survive_a_copy():
+    """Whatever the layout of the images, and after `load_state_dict` and `deepcopy`."""
+    encoder = make_encoder(image(4, 84, 84))
+    twin = make_encoder(image(4, 84, 84))
+    twin.load_state_dict(encoder.state_dict())
+    obs = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    for each in (encoder, twin, copy.deepcopy(encoder)):
+        weights = [layer.weight for layer in each.modules() if isinstance(layer, nn.Conv2d)]
+        assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+        assert torch.equal(each(obs), encoder(obs))
+    before = obs.clone()
+    encoder(obs)
+    assert torch.equal(obs, before)
+
+
+def test_orthogonal_weights_are_the_same_in_either_layout():
+    flat, last = (nn.Conv2d(4, 8, 3) for _ in range(2))
+    last.to(memory_format=torch.channels_last)
+    for layer in (flat, last):
+        torch.manual_seed(0)
+        init_orthogonal(layer, gain=2.0)
+    assert torch.equal(flat.weight, last.weight)

@@ -44,6 +44,7 @@ class LockstepPool(EnvPool):
         self._takes_numbers = isinstance(self.action_space, spaces.Discrete)
         self._max_len = max_episode_len or 0
         self._lengths = [0] * self.num_envs
+        self._no_flags = np.zeros(self.num_envs, np.bool_)
         self._obs: ObsArray = self._reader.empty()
         self._over: Mask | None = np.ones(self.num_envs, np.bool_)  # those that wait for `begin_episodes`
         self._resting: Mask | None = None
@@ -92,9 +93,11 @@ class LockstepPool(EnvPool):
         self._obs = obs
         if not self._all_finite(obs):
             raise self._reader.non_finite(obs, self.num_steps)
-        terminated_, truncated_ = np.array(terminateds, np.bool_), np.array(truncateds, np.bool_)
-        if True in terminateds or True in truncateds:
+        if any(terminateds) or any(truncateds):
+            terminated_, truncated_ = np.array(terminateds, np.bool_), np.array(truncateds, np.bool_)
             self._over = terminated_ | truncated_
+        else:
+            terminated_, truncated_ = self._no_flags.copy(), self._no_flags.copy()
         return Step(obs, self._rewards(rewards), terminated_, truncated_, None if resting is None else ~resting, infos)
 
     def _rewards(self, rewards: list[Any]) -> Array:

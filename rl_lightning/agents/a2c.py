@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import chosen_action, has_policy, next_values_of_rollout, values_of_rollout
+from rl_lightning.agents.on_policy import chosen_action, has_policy, next_values_of_rollout
 from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
@@ -85,34 +85,34 @@ class A2C(Agent):
         return self.network.act_on_host(obs, explore=explore)
 
     @torch.no_grad()
-    def prepare(self, rollout: Batch) -> Batch:
-        """What to learn from a rollout: fields obs, action, advantage, return, each [T, B, ...]."""
-        rollout = tree_map(lambda field: field.to(self.entropy_weight.device), rollout)
-        value = values_of_rollout(self.network, rollout)
+    def advantage(self, rollout: Batch, value: Tensor) -> Tensor:
+        """[T, B] estimates of a rollout's advantages, from the values [T, B] of its states."""
         next_value = next_values_of_rollout(self.network, rollout, value)
         terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
-        advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)
-        return {
-            "obs": rollout["obs"],
-            "action": chosen_action(rollout),
-            "advantage": advantage,
-            "return": advantage + value,
-        }
+        return gae(rollout["reward"], value, next_value, terminated, done, **decays)
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
-        """One learning step on what `prepare` made of a rollout."""
-        policy, value = self.network(batch["obs"])
-        advantage = normalize(batch["advantage"]) if self.normalize_advantage else batch["advantage"]
-        policy_loss = -(policy.log_prob(batch["action"]) * advantage).mean()
-        value_loss = F.mse_loss(value, batch["return"])
-        entropy = policy.entropy().mean()
-        step("actor_critic", policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy)
+        """One learning step on a whole rollout, fields [T, B, ...]; rows that are not `valid` do not count."""
+        policy, value = self.network(tree_map(lambda leaf: leaf.flatten(0, 1), batch["obs"]))
+        advantage = self.advantage(batch, value.detach().view_as(batch["reward"])).flatten()
+        log_prob, entropy = policy.log_prob(chosen_action(batch).flatten(0, 1)), policy.entropy()
+        if "valid" in batch:
+            kept = batch["valid"].flatten()
+            value, advantage, log_prob, entropy = value[kept], advantage[kept], log_prob[kept], entropy[kept]
+        target = advantage + value.detach()
+        if self.normalize_advantage:
+            advantage = normalize(advantage)
+
+        policy_loss = -(log_prob * advantage).mean()
+        value_loss = F.mse_loss(value, target)
+        mean_entropy = entropy.mean()
+        step("actor_critic", policy_loss + self.value_weight * value_loss - self.entropy_weight * mean_entropy)
         return {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),
-            "entropy": entropy.detach(),
-            "explained_variance": explained_variance(value.detach(), batch["return"]),
+            "entropy": mean_entropy.detach(),
+            "explained_variance": explained_variance(value.detach(), target),
         }
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
@@ -124,4 +124,4 @@ class A2C(Agent):
 
     def make_memory(self, num_envs: int) -> RolloutMemory:
         """Rollouts of `num_steps` steps of each env, each learned from once and whole."""
-        return RolloutMemory(self.num_steps, num_envs, prepare=self.prepare)
+        return RolloutMemory(self.num_steps, num_envs, whole=True)

@@ -55,6 +55,9 @@ def next_values_of_rollout(network: ActorCritic, rollout: Batch, value: Tensor) 
     """
     unfollowed = rollout["terminated"] | rollout["truncated"]
     unfollowed[-1] = True
+    if torch.compiler.is_compiling():  # how many rows are chosen is not known in advance: all of them, then
+        after = network.value(tree_map(lambda leaf: leaf.flatten(0, 1), rollout["next_obs"])).view_as(value)
+        return torch.where(unfollowed, after, value.roll(-1, dims=0))
     last_obs = tree_map(lambda leaf: leaf[unfollowed].split(MAX_ROWS_AT_ONCE), rollout["next_obs"])
     parts = [network.value(part) for part in _zipped(last_obs)]
     next_value = value.roll(-1, dims=0)

@@ -30,8 +30,9 @@ class RolloutMemory:
         prepare: called once a rollout with its fields as tensors [T, B, ...] (and `valid` [T, B], where a row is no
             experience); returns the fields [T, B, ...] to learn from. None: the fields as they are.
         should_stop: asked after each minibatch; True leaves out the rest of this rollout's minibatches.
+        whole: the one batch of a rollout is the rollout itself, fields [T, B, ...] (and `valid`, as for `prepare`).
     Raises:
-        ConfigurationError: a number below 1, or more minibatches than transitions.
+        ConfigurationError: a number below 1, more minibatches than transitions, or `whole` ones in parts.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class RolloutMemory:
         num_minibatches: int = 1,
         prepare: Callable[[Batch], Batch] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        whole: bool = False,
     ) -> None:
         storage.check_at_least("RolloutMemory", 1, num_steps=num_steps, num_envs=num_envs)
         storage.check_at_least("RolloutMemory", 1, num_epochs=num_epochs, num_minibatches=num_minibatches)
@@ -51,12 +53,18 @@ class RolloutMemory:
                 f"RolloutMemory(num_minibatches={num_minibatches}): a rollout of {num_steps} steps of {num_envs} envs "
                 f"has only {num_steps * num_envs} transitions. Use fewer minibatches or a longer rollout (num_steps)."
             )
+        if whole and num_epochs * num_minibatches > 1:
+            raise ConfigurationError(
+                f"RolloutMemory(whole=True, num_epochs={num_epochs}, num_minibatches={num_minibatches}): a "
+                "whole rollout is learned from once. Leave `whole` out, or the other two."
+            )
         self.num_steps = num_steps
         self.num_envs = num_envs
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches
         self.prepare = prepare
         self.should_stop = should_stop
+        self.whole = whole
         self.rng = np.random.default_rng()
         self._rows: storage.Rows | None = None
         self._columns: dict[str, Any] = {}
@@ -118,9 +126,12 @@ class RolloutMemory:
             rollout["valid"] = torch.from_numpy(self._valid.copy())
         if self.prepare is not None:
             rollout = self.prepare(rollout)
-        rollout.pop("valid", None)
-        self._flat = tree_map(lambda field: field.flatten(0, 1), rollout)
-        if self.num_epochs == self.num_minibatches == 1 and is_whole:
+        if self.whole:
+            self._flat = rollout
+        else:
+            rollout.pop("valid", None)
+            self._flat = tree_map(lambda field: field.flatten(0, 1), rollout)
+        if self.whole or (self.num_epochs == self.num_minibatches == 1 and is_whole):
             self._todo = deque([None])
         else:
             self._todo = deque(torch.from_numpy(kept[part]) for part in self._parts(len(kept)))

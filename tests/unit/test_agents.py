@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from rl_lightning.agents import A2C, DQN, PPO, Agent
+from rl_lightning.agents.on_policy import values_of_rollout
 from rl_lightning.envs.spaces import flatten_obs
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.types import ConfigurationError, Transition, tree_map
@@ -358,6 +359,17 @@ def actor_critic(make, **kwargs):
     return agent
 
 
+def learned_from(agent, batch):
+    """Advantages and returns [T, B] that the agent works out of a rollout."""
+    if isinstance(agent, PPO):
+        prepared = agent.prepare(batch)
+        return prepared["advantage"], prepared["return"]
+    with torch.no_grad():
+        value = values_of_rollout(agent.network, batch)
+    advantage = agent.advantage(batch, value)
+    return advantage, advantage + value
+
+
 @pytest.mark.parametrize("make", [PPO, A2C])
 @pytest.mark.parametrize(("end", "expected"), [("terminated", -10.0), ("truncated", 0.5 * 70 - 10), (None, 0.0)])
 def test_the_end_of_an_episode_bootstraps_from_its_own_last_state(make, end, expected):
@@ -366,11 +378,11 @@ def test_the_end_of_an_episode_bootstraps_from_its_own_last_state(make, end, exp
     fields = {"obs": torch.tensor([[[1.0]], [[2.0]]]), "next_obs": next_obs}
     if end:
         fields[end] = torch.tensor([[True], [False]])
-    prepared = actor_critic(make).prepare(rollout(**fields))
-    assert prepared["advantage"][0].item() == pytest.approx(expected)
-    assert prepared["return"][0].item() == pytest.approx(10 + expected)
+    advantage, target = learned_from(actor_critic(make), rollout(**fields))
+    assert advantage[0].item() == pytest.approx(expected)
+    assert target[0].item() == pytest.approx(10 + expected)
     last = 0.5 * 10 * next_obs[1].item() - 20
-    assert prepared["advantage"][1].item() == pytest.approx(last)
+    assert advantage[1].item() == pytest.approx(last)
 
 
 @pytest.mark.parametrize("make", [PPO, A2C])
@@ -380,7 +392,7 @@ def test_the_trace_stops_at_the_end_of_an_episode(make):
     advantages = {}
     for cut in (False, True):
         batch = rollout(reward=reward, truncated=torch.tensor([[cut], [False]]), next_obs=torch.zeros(2, 1, 1))
-        advantages[cut] = actor_critic(make, trace_decay=1.0).prepare(batch)["advantage"][0].item()
+        advantages[cut] = learned_from(actor_critic(make, trace_decay=1.0), batch)[0][0].item()
     assert advantages == {False: 4.0, True: 0.0}
 
 
@@ -455,10 +467,13 @@ def test_the_value_s_move_can_be_limited(limit, expected):
 
 @pytest.mark.parametrize("make", [PPO, A2C])
 def test_the_parts_of_the_loss_are_weighed(make):
-    """Two equal actions: entropy log 2; value 0 for a return of 3: squared error 9."""
+    """Two equal actions: entropy log 2; value 0 for a return of 3, which ends the episode: squared error 9."""
     agent = actor_critic(make, normalize_advantage=False, value_weight=0.1, entropy_weight=0.5)
-    batch = {**ppo_batch(0.0, 2.0), "return": torch.tensor([3.0])}
-    policy_loss = -2.0 if make is PPO else 2.0 * math.log(2)
+    if make is PPO:
+        batch, policy_loss = {**ppo_batch(0.0, 2.0), "return": torch.tensor([3.0])}, -2.0
+    else:
+        batch, policy_loss = rollout(reward=torch.tensor([[3.0]]), terminated=torch.tensor([[True]])), 3.0 * math.log(2)
+        batch = {name: field[:1] for name, field in batch.items()}
     expected = policy_loss + 0.1 * 9.0 - 0.5 * math.log(2)
     assert losses_of(agent, batch) == {"actor_critic": pytest.approx(expected)}
     agent.set_value("entropy_weight", 0.0)
@@ -478,7 +493,23 @@ def test_a_policy_that_moves_too_far_ends_the_rollout_s_updates():
 def test_a2c_learns_once_from_each_rollout():
     agent = built(A2C(num_steps=5))
     (batch,) = random_batches(agent)
-    assert batch["obs"].shape == (20, 3)
+    assert batch["obs"].shape == (5, 4, 3)
+
+
+def test_a2c_leaves_out_rows_that_are_no_experience():
+    """The same losses as without those rows, whatever they hold: two envs, of which one only resets in step 1."""
+    agent, losses = built(A2C(entropy_weight=0.1)), []
+    (batch,) = random_batches(agent)
+    batch = {name: field[:2, :2].clone() for name, field in batch.items()}
+    batch["terminated"] = torch.tensor([[False, True], [False, False]])
+    batch["valid"] = torch.tensor([[True, True], [True, False]])
+    for reward in (0.0, 1e6):
+        batch["reward"][1, 1] = reward
+        agent.update(batch, step=lambda _, loss: losses.append(loss.item()))
+    assert losses[0] == losses[1]
+    batch["valid"] = torch.ones(2, 2, dtype=torch.bool)
+    agent.update(batch, step=lambda _, loss: losses.append(loss.item()))
+    assert losses[2] != losses[0]
 
 
 def test_explained_variance_is_of_the_whole_rollout():

@@ -542,3 +542,17 @@ def test_numbers_that_cannot_work_are_refused(changed, message):
     ReplayMemory(**good)
     with pytest.raises(ConfigurationError, match=message):
         ReplayMemory(**{**good, **changed})
+
+
+def test_a_whole_rollout_comes_as_it_is():
+    memory = RolloutMemory(3, 2, whole=True)
+    for t in range(3):
+        valid = None if t else np.array([True, False])
+        obs, never = np.full((2, 1), t, np.float32), np.zeros(2, bool)
+        memory.add(Transition(obs, np.zeros(2, int), np.ones(2, np.float32), obs + 1, never, never, {}, valid))
+        batches = list(memory.batches())
+        assert len(batches) == (t == 2)
+    assert batches[0]["obs"].shape == (3, 2, 1) and batches[0]["obs"][:, 0, 0].tolist() == [0.0, 1.0, 2.0]
+    assert batches[0]["valid"].tolist() == [[True, False], [True, True], [True, True]]
+    with pytest.raises(ConfigurationError, match="whole rollout is learned from once"):
+        RolloutMemory(3, 2, num_epochs=2, whole=True)

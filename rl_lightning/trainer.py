@@ -118,7 +118,7 @@ class Trainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         check_flags(steps_per_epoch, kwargs)
-        own = {"steps_per_epoch": steps_per_epoch, "log_every_n_steps": log_every_n_steps}
+        own = {"steps_per_epoch": steps_per_epoch, "log_every_n_steps": log_every_n_steps, "compile": compile}
         self.init_args = {"strategy": strategy, **own, "num_sanity_val_steps": num_sanity_val_steps, **kwargs}
         self.fit_args: dict[str, Any] = {}
         self.steps_per_epoch = steps_per_epoch

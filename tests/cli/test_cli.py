@@ -167,3 +167,8 @@ def test_hooks_and_records_by_config(tmp_path):
     main(["fit", f"--config={config}"])
     assert sys.modules[__name__].VALUES == [1.0, 0.5, 0.0, 0.0, 0.0]
     assert list(tmp_path.rglob("command.txt"))
+
+
+def test_compile_is_an_argument_like_others():
+    cli = RLCLI([f"--config={ROOT / 'configs/ppo_cartpole.yaml'}", *SMALL, "--trainer.compile=true"], run=False)
+    assert cli.trainer.compile is True and cli.trainer.init_args["compile"] is True

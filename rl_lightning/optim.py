@@ -166,7 +166,7 @@ class PackedOptimizer(Optimizer):
         gradient, gradients = _side_by_side([torch.zeros_like(parameter) for parameter in parameters])
         states = [self.state[parameter] for parameter in parameters]
         before = float(states[0].get("step", 0.0))
-        steps = torch.full((len(parameters),), before, device=flat.device if self.defaults["capturable"] else "cpu")
+        steps = torch.full((len(parameters),), before, device=flat.device)  # where fused kernels look for it
         moments = []
         for name in self.MOMENTS:
             like = [state.get(name, torch.zeros_like(view)) for state, view in zip(states, views, strict=True)]

@@ -11,10 +11,9 @@ from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 
 from rl_lightning import Agent, RLModule, Trainer
-from rl_lightning.agents.on_policy import chosen_action, next_values_of_rollout, values_of_rollout
+from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, values_of_rollout
 from rl_lightning.callbacks import BestAgent, Evaluation
 from rl_lightning.envs import GymEnvModule
-from rl_lightning.functional import gae
 from rl_lightning.memory import Memory, RolloutMemory
 from rl_lightning.nn import ActorCritic
 from rl_lightning.optim import Adam
@@ -40,11 +39,7 @@ class Reinforce(Agent):
     def prepare(self, rollout: Batch) -> Batch:
         """Add each step's discounted return, cut at the rollout's end by the value of what follows."""
         value = values_of_rollout(self.network, rollout)
-        next_value = next_values_of_rollout(self.network, rollout, value)
-        done = rollout["terminated"] | rollout["truncated"]
-        advantage = gae(
-            rollout["reward"], value, next_value, rollout["terminated"], done, discount=self.discount, trace_decay=1.0
-        )
+        advantage = advantages_of_rollout(self.network, rollout, value, discount=self.discount, trace_decay=1.0)
         return {**rollout, "advantage": advantage, "return": advantage + value}
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:

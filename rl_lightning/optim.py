@@ -146,7 +146,8 @@ class PackedOptimizer(Optimizer):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 parameter.data = parameter.data.clone()
-                state["step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone()
+                step = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=parameter.device)
+                state["step"] = step.clone()
                 for name in self.MOMENTS:
                     state[name] = state[name].clone() if name in state else torch.zeros_like(parameter)
         self._packs = None

@@ -150,9 +150,7 @@ class Optimization:
         if self._own_clipping is not None:
             self._own_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             return
-        limit = trainer.gradient_clip_val
-        if limit is None:
-            limit = self._module.agent.max_grad_norm
+        limit = clip_limit(trainer)
         if not limit:
             return
         if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
@@ -163,6 +161,12 @@ class Optimization:
     @property
     def _batch_idx(self) -> int:
         return self._trainer.fit_loop.batch_idx
+
+
+def clip_limit(trainer: Trainer) -> float | None:
+    """How far gradients may go: the Trainer's limit where it is set, the agent's own otherwise; 0 or None: no limit."""
+    limit = trainer.gradient_clip_val
+    return trainer.lightning_module.agent.max_grad_norm if limit is None else limit
 
 
 def clip_norm(parameters: list[Parameter], limit: float) -> None:

@@ -81,9 +81,9 @@ class Trainer(pl.Trainer):
         log_every_n_steps: env steps between two log entries.
         num_sanity_val_steps: evaluation episodes before training.
         compile: make one compiled graph of a whole learning step (losses, gradients, clipping, optimizers), with the
-            same results to rounding: two to three times as fast, for seconds of start-up that are printed. Where
-            something overridden must run in its middle, or it cannot be compiled, a warning says so, and the learning
-            step runs as without.
+            same results to rounding, in about half the time for small networks, for seconds of start-up that are
+            printed. Where something overridden must run in its middle, or it cannot be compiled, a warning says so,
+            and the learning step runs as without.
         **kwargs: every other argument of `pytorch_lightning.Trainer`.
 
     Attributes:

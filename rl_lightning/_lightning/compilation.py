@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import types
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch._dynamo
@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rl_lightning.optim import Group, PackedOptimizer
+from rl_lightning.optimization import clip_limit
 from rl_lightning.types import Batch, Metrics
 
 if TYPE_CHECKING:
     from rl_lightning._lightning.hooks import Hooks
     from rl_lightning.optimization import Optimization
     from rl_lightning.trainer import Trainer
+
+_Learned: TypeAlias = tuple[Metrics, dict[str, Tensor]]
+"""What to log of a learning step, and its losses by optimizer."""
 
 _BETWEEN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _OWN = ("training_step", "backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
@@ -94,7 +98,7 @@ class CompiledLearning:
         self._patch = torch._dynamo.config.patch(_CONFIG)
         self._patch.__enter__()
         on_gpu = trainer.strategy.root_device.type == "cuda"
-        self._compiled: Callable[[Batch], tuple[Metrics, dict[str, Tensor]]] | None = torch.compile(
+        self._compiled: Callable[[Batch], _Learned] | None = torch.compile(
             self._own_learn(), fullgraph=True, **({"mode": "reduce-overhead"} if on_gpu else {"options": _OPTIONS})
         )
         self._has_run = False
@@ -106,38 +110,39 @@ class CompiledLearning:
             self._patch = None
 
     def __call__(self, batch: Batch, batch_idx: int) -> Metrics:
-        for part in self._parts.values():
-            part.follow_learning_rates()
         if self._compiled is None:
             return self._eagerly(batch, batch_idx)
-        if not self._has_run:
-            return self._first_time(batch, batch_idx)
-        metrics, losses = self._compiled(batch)
+        for part in self._parts.values():
+            part.follow_learning_rates()
+        learned = self._compiled(batch) if self._has_run else self._first_time(batch)
+        if learned is None:
+            return self._eagerly(batch, batch_idx)
+        metrics, losses = learned
         self._optimization.note(losses)
         return metrics
 
-    def _first_time(self, batch: Batch, batch_idx: int) -> Metrics:
+    def _first_time(self, batch: Batch) -> _Learned | None:
+        """Compile, and learn from the batch; None, with a warning, where torch cannot compile it."""
         assert self._compiled is not None
         start = time.perf_counter()
         try:
-            metrics, losses = self._compiled(batch)
+            learned = self._compiled(batch)
         except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run yet
             reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
             rank_zero_warn(f"compile=True: the learning step runs uncompiled, because torch could not: {reason}")
             self._compiled = None
-            return self._eagerly(batch, batch_idx)
+            return None
         self._has_run = True
         rank_zero_info(f"compile=True: the learning step was compiled in {time.perf_counter() - start:.1f} s.")
-        self._optimization.note(losses)
-        return metrics
+        return learned
 
-    def _own_learn(self) -> Callable[[Batch], tuple[Metrics, dict[str, Tensor]]]:
+    def _own_learn(self) -> Callable[[Batch], _Learned]:
         """`_learn` with a code object of its own, where the compiler keeps its graphs: another agent's do not fit."""
         function = type(self)._learn
         own = types.FunctionType(function.__code__.replace(), function.__globals__)
         return types.MethodType(own, self)
 
-    def _learn(self, batch: Batch) -> tuple[Metrics, dict[str, Tensor]]:
+    def _learn(self, batch: Batch) -> _Learned:
         """What is compiled."""
         losses: dict[str, Tensor] = {}
 
@@ -164,7 +169,6 @@ class _Part:
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             for parameter in group["params"]:
                 state = optimizer.state[parameter]
-                state["step"] = state["step"].to(parameter.device)
                 moments = [state[name] for name in optimizer.MOMENTS]
                 self._state.append((group, rate, parameter, moments, state["step"]))
 
@@ -184,9 +188,8 @@ class _Part:
 
 
 def _clipping(trainer: Trainer) -> Callable[[Any], list[Tensor | None]]:
-    """The Trainer's clipping where it is set, the agent's own otherwise."""
-    limit = trainer.gradient_clip_val
-    limit = trainer.lightning_module.agent.max_grad_norm if limit is None else limit
+    """What `Optimization` does to gradients before a step, without changing them in place."""
+    limit = clip_limit(trainer)
     by_value = trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
 
     def clip(gradients: Any) -> list[Tensor | None]:

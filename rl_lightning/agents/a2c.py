@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from gymnasium import Space
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import chosen_action, has_policy, next_values_of_rollout
-from rl_lightning.functional import explained_variance, gae, normalize
+from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, has_policy
+from rl_lightning.functional import explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
 from rl_lightning.optim import Adam, RMSprop
@@ -84,13 +83,10 @@ class A2C(Agent):
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
         return self.network.act_on_host(obs, explore=explore)
 
-    @torch.no_grad()
     def advantage(self, rollout: Batch, value: Tensor) -> Tensor:
         """[T, B] estimates of a rollout's advantages, from the values [T, B] of its states."""
-        next_value = next_values_of_rollout(self.network, rollout, value)
-        terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
-        return gae(rollout["reward"], value, next_value, terminated, done, **decays)
+        return advantages_of_rollout(self.network, rollout, value, **decays)
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a whole rollout, fields [T, B, ...]; rows that are not `valid` do not count."""

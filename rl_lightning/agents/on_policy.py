@@ -9,6 +9,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from rl_lightning.functional import gae
 from rl_lightning.nn import ActorCritic
 from rl_lightning.types import Batch, ObsTensor, tree_map
 
@@ -63,6 +64,16 @@ def next_values_of_rollout(network: ActorCritic, rollout: Batch, value: Tensor) 
     next_value = value.roll(-1, dims=0)
     next_value[unfollowed] = torch.cat(parts)
     return next_value
+
+
+@torch.no_grad()
+def advantages_of_rollout(
+    network: ActorCritic, rollout: Batch, value: Tensor, *, discount: float, trace_decay: float
+) -> Tensor:
+    """Advantage estimates [T, B] (`functional.gae`) of a rollout [T, B, ...] whose states have the values [T, B]."""
+    next_value = next_values_of_rollout(network, rollout, value)
+    terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
+    return gae(rollout["reward"], value, next_value, terminated, done, discount=discount, trace_decay=trace_decay)
 
 
 def _zipped(pieces: Any) -> list[ObsTensor]:

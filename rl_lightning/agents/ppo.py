@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import chosen_action, evaluate_rollout, has_policy, next_values_of_rollout
-from rl_lightning.functional import explained_variance, gae, normalize
+from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, evaluate_rollout, has_policy
+from rl_lightning.functional import explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic
 from rl_lightning.optim import Adam
@@ -113,10 +113,8 @@ class PPO(Agent):
         """What to learn from a rollout: fields obs, action, log_prob, advantage, return, each [T, B, ...]."""
         rollout = tree_map(lambda field: field.to(self.approx_kl.device), rollout)
         log_prob, value = evaluate_rollout(self.network, rollout)
-        next_value = next_values_of_rollout(self.network, rollout, value)
-        terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
-        advantage = gae(rollout["reward"], value, next_value, terminated, done, **decays)
+        advantage = advantages_of_rollout(self.network, rollout, value, **decays)
         self.explained_variance = explained_variance(value, advantage + value)
         return {
             "obs": rollout["obs"],

@@ -212,9 +212,7 @@ def _make_env(recipe: EnvRecipe) -> Any:
 
 
 def _without_order_check(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The env without gymnasium's check that `reset` comes before `step`: pools see to that, and it costs a microsecond
-    a step.
-    """
+    """The env without gymnasium's check that `reset` comes before `step`, which costs time: pools see to that."""
     outer, layer = None, env
     while isinstance(layer, gym.Wrapper):
         if type(layer) is not OrderEnforcing:

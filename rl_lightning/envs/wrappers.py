@@ -1,4 +1,4 @@
-"""Small wrappers that every env inside a vector env gets."""
+"""A small wrapper that every env gets that lives in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rl_lightning.envs.observations import ObsReader
 
 
 class EpisodeEnds(gym.Wrapper[Any, Any, Any, Any]):
-    """Holds an env inside a vector env to what `SinglePool` holds one outside to.
+    """Holds an env inside a vector env to what the pools that step envs themselves hold theirs to.
 
     An episode is cut off (truncated) when it reaches `max_episode_len`, or when `info["needs_reset"]` is set. The old
     gym API and first observations that do not fit the space are refused, before the vector env stumbles over them.

@@ -62,7 +62,7 @@ class Layers(nn.Sequential):
         ):
             x = plan.differentiable(x) if differentiates else torch.from_numpy(plan.on_host(x.numpy())[-1])
         else:
-            for parameters, activate in plan.plain:
+            for parameters, activate, _, _ in plan.plain:
                 x = F.linear(x, parameters["weight"], parameters["bias"])
                 if activate is not None:
                     x = activate(x)
@@ -97,7 +97,8 @@ class _Plan:
     Attributes:
         given: the layers.
         hooks: what is registered with each of them, to be told when it runs: dicts that may fill later.
-        plain: of the layers that are called as functions, the parameters of each linear one and what follows it.
+        plain: of the layers that are called as functions, the parameters of each linear one and what follows it: as
+            in `_ACTIVATIONS`, or three times None.
         others: the layers after those.
         max_rows: of a batch that passes on the host; -1 where the parameters are not float32 and there.
     """
@@ -105,15 +106,12 @@ class _Plan:
     def __init__(self, layers: list[nn.Module]) -> None:
         self.given = layers
         self.hooks = [hooks for layer in layers for hooks in _hooks(layer)]
-        self.plain: list[tuple[dict[str, Any], Callable[[Tensor], Tensor] | None]] = []
-        self._host_activations: list[tuple[Callable[..., Array] | None, Callable[..., Array] | None]] = []
+        self.plain: list[tuple[dict[str, Any], Any, Any, Any]] = []
         start = 0
         while start < len(layers) and type(layers[start]) is nn.Linear and layers[start].bias is not None:
             following = type(layers[start + 1]) if start + 1 < len(layers) else nn.Module
-            activate, *on_host = _ACTIVATIONS.get(following, (None, None, None))
-            self.plain.append((layers[start]._parameters, activate))
-            self._host_activations.append((on_host[0], on_host[1]))
-            start += 1 if activate is None else 2
+            self.plain.append((layers[start]._parameters, *_ACTIVATIONS.get(following, (None, None, None))))
+            start += 2 if following in _ACTIVATIONS else 1
         self.others = layers[start:]
         tensors = self._tensors()
         is_on_host = all(type(t.data) is Tensor and t.is_cpu and t.dtype == torch.float32 for t in tensors)
@@ -154,11 +152,11 @@ class _Plan:
         return gradient if to_input else None, gradients[::-1]
 
     def _tensors(self) -> list[Tensor]:
-        return [parameters[name] for parameters, _ in self.plain for name in ("weight", "bias")]
+        return [parameters[name] for parameters, *_ in self.plain for name in ("weight", "bias")]
 
     def _bind(self) -> list[_Step]:
         steps: list[_Step] = []
-        for (parameters, _), (activate, back) in zip(self.plain, self._host_activations, strict=True):
+        for parameters, _, activate, back in self.plain:
             weight, bias = parameters["weight"].detach().numpy(), parameters["bias"].detach().numpy()
             steps.append((weight.T, bias, activate, back))
         return steps

@@ -10,7 +10,6 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from rl_lightning import Trainer
 from rl_lightning.callbacks import BestAgent, Evaluation
@@ -30,7 +29,6 @@ def fit_compiled(agent: Any, env: Any, steps: int, *, skip: int) -> float:
     """The same with `compile=True`, once it has compiled: after `skip` learning steps, scaled to all env steps."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ImportError("torch compiles with a C++ compiler, and there is none")
-    torch._dynamo.reset()  # each compiles afresh: the graph of an agent before it would be tried on this one
     watch = _Watch(skip)
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.filterwarnings("error", message="compile=True")  # it says where it could not

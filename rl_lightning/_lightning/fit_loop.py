@@ -249,6 +249,7 @@ class RLFitLoop(_FitLoop):
         connector, results = trainer._logger_connector, self.epoch_loop._results
         clock.num_episodes = self.strategy.episodes.num_finished
         batch_idx = progress.current.ready
+        given = batch
         if self._convert is not None:
             batch = self._convert(batch)
         progress.increment_ready()
@@ -264,6 +265,8 @@ class RLFitLoop(_FitLoop):
         else:
             with self._context():
                 metrics = self._training_step(batch, batch_idx)
+        if batch is not given and "td_error" in batch:  # which the memory looks for in the batch that it gave
+            given["td_error"] = batch["td_error"]
         clock.num_updates += 1
         progress.increment_processed()
         if not self._optimization.accumulating:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rl_lightning.memory import storage
+from rl_lightning.memory.pace import Pace
+from rl_lightning.memory.priorities import Priorities
 from rl_lightning.types import Batch, ConfigurationError, Transition
 
 Cells = NDArray[np.int64]
@@ -19,7 +20,7 @@ Cells = NDArray[np.int64]
 
 
 class ReplayMemory:
-    """A ring of the last transitions, sampled uniformly with replacement.
+    """A ring of the last transitions, sampled with replacement: uniformly, or by priority.
 
     The pace: once `learning_starts` env steps are stored, every `update_every` env steps a learning phase of
     `update_every * updates_per_step` batches is due. Fractions are carried over, and steps that several envs take at
@@ -30,6 +31,10 @@ class ReplayMemory:
     others are those of the last: the bootstrap factor is discount ** n. n falls short of `num_steps` where the episode
     ends, or nothing newer is stored yet.
 
+    With `alpha` above 0 a transition is drawn in proportion to |error| ** alpha, and the batch has the field `weight`
+    [N] float32 to multiply each row's loss by. Before the next batch the agent's `update` must have put the errors
+    into it, `batch["td_error"]` [N], of either sign. Transitions that have none yet get the highest priority so far.
+
     Args:
         capacity: transitions to keep, over all envs; rounded up to a multiple of `num_envs`.
         num_envs: B, envs that act together.
@@ -39,10 +44,14 @@ class ReplayMemory:
         updates_per_step: batches for each env step, on average.
         num_steps: rewards to sum at most (n-step return).
         discount: per env step; used only where `num_steps` is not 1.
+        alpha: how strongly errors rule what is drawn; 0 is uniform, 0.6 the paper's.
+        beta: how far the weights make up for that at first, from 0 (all are 1) to 1 (fully).
+        beta_steps: env steps from `beta` to 1, in a straight line.
     Raises:
         ConfigurationError: numbers out of range, or that cannot work together.
     Source:
-        Lin, 1992, doi:10.1007/BF00992699. n-step returns: Sutton and Barto, 2018, chapter 7.
+        Lin, 1992, doi:10.1007/BF00992699. n-step returns: Sutton and Barto, 2018, chapter 7. Priorities: Schaul et
+        al., 2016, arXiv:1511.05952.
     """
 
     def __init__(
@@ -56,12 +65,13 @@ class ReplayMemory:
         updates_per_step: float = 1.0,
         num_steps: int = 1,
         discount: float = 0.99,
+        alpha: float = 0.0,
+        beta: float = 0.4,
+        beta_steps: int = 100_000,
     ) -> None:
         sizes = {"num_envs": num_envs, "batch_size": batch_size}
         storage.check_at_least("ReplayMemory", 1, **sizes, update_every=update_every, num_steps=num_steps)
         storage.check_at_least("ReplayMemory", 0, learning_starts=learning_starts, discount=discount)
-        if not updates_per_step > 0:
-            raise ConfigurationError(f"ReplayMemory(updates_per_step={updates_per_step}): it must be above 0.")
         for name, number in (*sizes.items(), ("learning_starts", learning_starts)):
             if number > capacity:
                 raise ConfigurationError(
@@ -74,10 +84,19 @@ class ReplayMemory:
         self.batch_size = batch_size
         self.learning_starts = learning_starts
         self.update_every = update_every
-        self.updates_per_step = Fraction(str(updates_per_step))  # 0.1 is a tenth, not the float next to it
+        self.updates_per_step = updates_per_step
         self.num_steps = num_steps
         self.discount = discount
+        self.alpha, self.beta, self.beta_steps = alpha, beta, beta_steps
         self.rng = np.random.default_rng()
+        self.pace = Pace(
+            num_envs=num_envs,
+            learning_starts=learning_starts,
+            update_every=update_every,
+            updates_per_step=updates_per_step,
+        )
+        self._priorities = self._no_priorities()
+        self._drawn: Cells = np.empty(0, np.int64)
         self._rows: storage.Rows | None = None
         self._cells: storage.Rows | None = None  # the same memory, env by env
         self._columns: dict[str, Any] = {}
@@ -85,32 +104,24 @@ class ReplayMemory:
         self._head = 0  # the row that is written next
         self._num_filled = 0  # rows written, of num_rows
         self._num_valid = 0
-        self._num_added = 0  # env steps, ever
-        self._due = 0  # batches
-        # in whole numbers: Python's fractions would cost ten microseconds a step
-        self._batches_per_phase = (update_every * self.updates_per_step).as_integer_ratio()
-        self._carried = 0  # of a batch, in parts of the denominator
+        self._num_unranked = 0  # rows that have no priority yet
+
+    def _no_priorities(self) -> Priorities | None:
+        """Priorities of an empty memory; None where all transitions are alike."""
+        if self.alpha == 0:
+            return None
+        num_cells = self.num_rows * self.num_envs
+        return Priorities(num_cells, alpha=self.alpha, beta=self.beta, beta_steps=self.beta_steps)
 
     @property
     def stride(self) -> int:
         """Env steps after which it is sure to learn again; in between it may."""
-        if self._always_learns:
-            return self.num_envs
-        stride = math.lcm(self.num_envs, self.update_every)
-        if self.update_every * self.updates_per_step >= 1:
-            return stride
-        return stride * (stride * self.updates_per_step).denominator  # until the fractions make up a whole batch
+        return self.pace.stride
 
     @property
     def offset(self) -> int:
         """Env steps by which the multiples of `stride` are shifted, where it is sure to learn."""
-        first = -(-self.learning_starts // self.num_envs) * self.num_envs
-        return 0 if self._always_learns else first % self.stride
-
-    @property
-    def _always_learns(self) -> bool:
-        """Whether each step of the envs makes a batch due."""
-        return self.update_every <= self.num_envs and self.update_every * self.updates_per_step >= 1
+        return self.pace.offset
 
     def __len__(self) -> int:
         """Transitions stored."""
@@ -129,7 +140,8 @@ class ReplayMemory:
         num_new = self._mark(self._head, transition.valid)
         self._head = (self._head + 1) % self.num_rows
         self._num_filled = min(self._num_filled + 1, self.num_rows)
-        self._count(num_new)
+        self._num_unranked += 1
+        self.pace.count(num_new)
 
     def _adopt(self, rows: storage.Rows) -> None:
         self._rows, self._cells, self._columns = rows, rows.reshape(-1), storage.columns(rows)
@@ -146,21 +158,23 @@ class ReplayMemory:
         self._valid[row] = True if valid is None else valid
         return num_new
 
-    def _count(self, num_new: int) -> None:
-        """Work out how many batches `num_new` env steps make due."""
-        before = max(self._num_added - self.learning_starts, 0) // self.update_every
-        self._num_added += num_new
-        phases = max(self._num_added - self.learning_starts, 0) // self.update_every - before
-        if phases > 0:
-            numerator, denominator = self._batches_per_phase
-            due, self._carried = divmod(self._carried + phases * numerator, denominator)
-            self._due += due
-
     def batches(self) -> Iterator[Batch]:
-        """The batches that are due, each drawn when it is asked for."""
-        while self._due > 0 and self._num_valid > 0:
-            self._due -= 1
-            yield self.sample()
+        """The batches that are due, each drawn when it is asked for.
+
+        Raises:
+            ConfigurationError: nobody put the errors into the last one, and what is drawn depends on them.
+        """
+        while self.pace.due > 0 and self._num_valid > 0:
+            self.pace.due -= 1
+            batch = self.sample()
+            yield batch
+            if self._priorities is not None:
+                if "td_error" not in batch:
+                    raise ConfigurationError(
+                        f"ReplayMemory(alpha={self.alpha}): the agent's update() left no batch['td_error'], which says "
+                        "what to draw. Use alpha=0, or an agent that learns from priorities."
+                    )
+                self.update_priorities(batch["td_error"])
 
     def sample(self) -> Batch:
         """One batch of `batch_size` transitions, due or not.
@@ -170,14 +184,30 @@ class ReplayMemory:
         """
         if self._cells is None or self._num_valid == 0:
             raise RuntimeError("ReplayMemory is empty: there is nothing to sample.")
-        first = self._draw()
+        self._drawn = first = self._draw()
         batch = storage.as_tensors(self._cells.take(first))
         if self.num_steps > 1:
             self._extend(batch, first)
+        if self._priorities is not None:
+            batch["weight"] = self._priorities.weights(first, self.pace.num_steps)
         return batch
+
+    def update_priorities(self, td_error: Tensor) -> None:
+        """Rank the transitions of the batch that was sampled last by their errors [N]; `batches` does it by itself.
+
+        Raises:
+            ConfigurationError: the memory has no priorities.
+            ShapeError, NonFiniteError: not one finite error a transition.
+        """
+        if self._priorities is None:
+            raise ConfigurationError("ReplayMemory(alpha=0) has no priorities. Use an alpha above 0, such as 0.6.")
+        self._priorities.update(self._drawn, td_error)
 
     def _draw(self) -> Cells:
         """Positions of `batch_size` valid transitions."""
+        if self._priorities is not None:
+            self._rank_new_rows(self._priorities)
+            return self._priorities.draw(self.batch_size, self.rng)
         num_cells = self._num_filled * self.num_envs
         cells = self._any_of(num_cells, self.batch_size)
         if self._num_valid < num_cells:
@@ -185,6 +215,15 @@ class ReplayMemory:
             while len(wrong := np.flatnonzero(~valid[cells])):
                 cells[wrong] = self._any_of(num_cells, len(wrong))
         return cells
+
+    def _rank_new_rows(self, priorities: Priorities) -> None:
+        """Give the rows that were added since the last draw their priorities: all at once costs as little as one."""
+        start = self._head - min(self._num_unranked, self.num_rows)
+        self._num_unranked = 0
+        parts = [(start, self._head)] if start >= 0 else [(start + self.num_rows, self.num_rows), (0, self._head)]
+        for first, stop in parts:
+            if first < stop:
+                priorities.admit(first * self.num_envs, self._valid[first:stop].reshape(-1))
 
     def _any_of(self, num_cells: int, size: int) -> Cells:
         # below num_cells also after rounding; in half the time of `integers`, and its bias, 2 ** -53, is as nothing
@@ -224,14 +263,16 @@ class ReplayMemory:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is stored, the pace, and the sampling stream."""
+        priorities = self._priorities
+        if priorities is not None:
+            self._rank_new_rows(priorities)
         return {
             "rows": storage.save(None if self._rows is None else self._rows[: self._num_filled]),
             "valid": torch.from_numpy(self._valid[: self._num_filled].copy()),
             "num_rows": self.num_rows,
             "head": self._head,
-            "num_added": self._num_added,
-            "due": self._due,
-            "carried": self._carried,
+            "pace": self.pace.state_dict(),
+            "priorities": None if priorities is None else priorities.state_dict(self._num_filled * self.num_envs),
             "rng": storage.rng_state(self.rng),
         }
 
@@ -239,7 +280,7 @@ class ReplayMemory:
         """Put back what `state_dict` gave.
 
         Raises:
-            ConfigurationError: the memory saved is of another shape.
+            ConfigurationError: the memory saved is of another shape, or only one of the two has priorities.
         """
         valid = state["valid"].numpy()
         if (state["num_rows"], valid.shape[1]) != self._valid.shape:
@@ -247,6 +288,15 @@ class ReplayMemory:
                 f"the replay memory saved has {state['num_rows']} rows of {valid.shape[1]} envs, this one has "
                 f"{self.num_rows} of {self.num_envs}. Continue with the same capacity (buffer_size) and num_envs."
             )
+        self._priorities = self._no_priorities()
+        if (state["priorities"] is None) != (self._priorities is None):
+            raise ConfigurationError(
+                f"only one of the replay memory saved and this one, with alpha={self.alpha}, has priorities. "
+                "Continue with the same alpha."
+            )
+        if self._priorities is not None:
+            self._priorities.load_state_dict(state["priorities"])
+        self._num_unranked = 0
         self._rows = None
         if state["rows"] is not None:
             self._adopt(storage.restore(state["rows"], self._valid.shape))
@@ -255,7 +305,5 @@ class ReplayMemory:
         self._num_filled = len(valid)
         self._num_valid = int(np.count_nonzero(valid))
         self._head = state["head"]
-        self._num_added = state["num_added"]
-        self._due = state["due"]
-        self._carried = state["carried"]
+        self.pace.load_state_dict(state["pace"])
         self.rng.bit_generator.state = state["rng"]

@@ -177,9 +177,9 @@ def test_a_replay_memory_knows_where_it_is_sure_to_learn():
         start, end = starts + memory.stride + num_envs + every, starts + 5 * memory.stride
         learns = set()
         for step in range(num_envs, end, num_envs):
-            memory._due = 0
-            memory._count(num_envs)
-            if memory._due:
+            memory.pace.due = 0
+            memory.pace.count(num_envs)
+            if memory.pace.due:
                 learns.add(step)
         assert {step for step in range(start, end) if step % memory.stride == memory.offset} <= learns
 

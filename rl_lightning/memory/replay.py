@@ -13,6 +13,8 @@ from torch import Tensor
 from rl_lightning.memory import storage
 from rl_lightning.memory.pace import Pace
 from rl_lightning.memory.priorities import Priorities
+from rl_lightning.memory.room import Room
+from rl_lightning.memory.table import Table
 from rl_lightning.types import Batch, ConfigurationError, Transition
 
 Cells = NDArray[np.int64]
@@ -47,8 +49,12 @@ class ReplayMemory:
         alpha: how strongly errors rule what is drawn; 0 is uniform, 0.6 the paper's.
         beta: how far the weights make up for that at first, from 0 (all are 1) to 1 (fully).
         beta_steps: env steps from `beta` to 1, in a straight line.
+        compact: store each observation once, though it is one transition's obs and another's next_obs, and of a stack
+            of frames (its first axis, oldest first) each frame once. What comes back is the same. None: for images.
+        directory: of the file system to store in; nothing is left there afterwards. None: RAM.
     Raises:
-        ConfigurationError: numbers out of range, or that cannot work together.
+        ConfigurationError: numbers out of range, or that cannot work together. Of the first `add`: the capacity does
+            not fit into RAM, or the file system.
     Source:
         Lin, 1992, doi:10.1007/BF00992699. n-step returns: Sutton and Barto, 2018, chapter 7. Priorities: Schaul et
         al., 2016, arXiv:1511.05952.
@@ -68,6 +74,8 @@ class ReplayMemory:
         alpha: float = 0.0,
         beta: float = 0.4,
         beta_steps: int = 100_000,
+        compact: bool | None = None,
+        directory: str | None = None,
     ) -> None:
         sizes = {"num_envs": num_envs, "batch_size": batch_size}
         storage.check_at_least("ReplayMemory", 1, **sizes, update_every=update_every, num_steps=num_steps)
@@ -88,6 +96,7 @@ class ReplayMemory:
         self.num_steps = num_steps
         self.discount = discount
         self.alpha, self.beta, self.beta_steps = alpha, beta, beta_steps
+        self.compact, self.directory = compact, directory
         self.rng = np.random.default_rng()
         self.pace = Pace(
             num_envs=num_envs,
@@ -95,11 +104,10 @@ class ReplayMemory:
             update_every=update_every,
             updates_per_step=updates_per_step,
         )
+        Room().reserve(self.num_rows * num_envs * (9 if alpha else 1))  # flags and priorities alone
         self._priorities = self._no_priorities()
         self._drawn: Cells = np.empty(0, np.int64)
-        self._rows: storage.Rows | None = None
-        self._cells: storage.Rows | None = None  # the same memory, env by env
-        self._columns: dict[str, Any] = {}
+        self._table: Table | None = None
         self._valid = np.zeros((self.num_rows, num_envs), dtype=np.bool_)
         self._head = 0  # the row that is written next
         self._num_filled = 0  # rows written, of num_rows
@@ -134,17 +142,14 @@ class ReplayMemory:
             ShapeError: the transition is not of `num_envs` envs.
         """
         storage.check_num_envs(transition, self.num_envs)
-        if self._rows is None:
-            self._adopt(storage.allocate((self.num_rows, self.num_envs), transition))
-        storage.write(self._columns, self._head, storage.fields_of(transition))
+        if self._table is None:
+            self._table = Table.like(self._valid.shape, transition, Room(self.directory), compact=self.compact)
+        self._table.write(self._head, transition)
         num_new = self._mark(self._head, transition.valid)
         self._head = (self._head + 1) % self.num_rows
         self._num_filled = min(self._num_filled + 1, self.num_rows)
         self._num_unranked += 1
         self.pace.count(num_new)
-
-    def _adopt(self, rows: storage.Rows) -> None:
-        self._rows, self._cells, self._columns = rows, rows.reshape(-1), storage.columns(rows)
 
     def _mark(self, row: int, valid: NDArray[np.bool_] | None) -> int:
         """Note which of the new transitions in `row` are experience; returns how many."""
@@ -182,12 +187,12 @@ class ReplayMemory:
         Raises:
             RuntimeError: nothing is stored.
         """
-        if self._cells is None or self._num_valid == 0:
+        if self._table is None or self._num_valid == 0:
             raise RuntimeError("ReplayMemory is empty: there is nothing to sample.")
         self._drawn = first = self._draw()
-        batch = storage.as_tensors(self._cells.take(first))
+        batch = self._table.take(first)
         if self.num_steps > 1:
-            self._extend(batch, first)
+            self._extend(batch, first, self._table)
         if self._priorities is not None:
             batch["weight"] = self._priorities.weights(first, self.pace.num_steps)
         return batch
@@ -229,10 +234,9 @@ class ReplayMemory:
         # below num_cells also after rounding; in half the time of `integers`, and its bias, 2 ** -53, is as nothing
         return (self.rng.random(size) * num_cells).astype(np.int64)
 
-    def _extend(self, batch: Batch, first: Cells) -> None:
+    def _extend(self, batch: Batch, first: Cells, table: Table) -> None:
         """Turn one-step transitions into n-step ones, in place, by walking forward from `first`."""
-        rows = self._cells
-        assert rows is not None
+        rows = table.cells
         rewards, valid = rows["reward"], self._valid.reshape(-1)
         last, n = first.copy(), np.ones(len(first), dtype=np.int64)
         total = rewards[first]
@@ -248,17 +252,15 @@ class ReplayMemory:
             last[walking] = after
             total[walking] += self.discount**k * rewards[after]
             n[walking] += 1
-        batch["reward"], batch["n"] = torch.from_numpy(total), torch.from_numpy(n)
-        for name in ("next_obs", "terminated", "truncated"):
-            batch[name] = storage.gather(rows[name], last)
+        batch.update(table.take_ends(last), reward=torch.from_numpy(total), n=torch.from_numpy(n))
 
     def cut_episodes(self) -> None:
         """Mark the episodes that are going on as truncated, where somebody else has reset the envs.
 
         What comes next then does not follow from what came before: no return may reach across.
         """
-        if self._rows is not None and self._num_filled > 0:
-            last = self._rows[self._head - 1]
+        if self._table is not None and self._num_filled > 0:
+            last = self._table.rows[self._head - 1]
             last["truncated"] |= ~last["terminated"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,7 +269,7 @@ class ReplayMemory:
         if priorities is not None:
             self._rank_new_rows(priorities)
         return {
-            "rows": storage.save(None if self._rows is None else self._rows[: self._num_filled]),
+            "table": None if self._table is None else self._table.state_dict(self._num_filled),
             "valid": torch.from_numpy(self._valid[: self._num_filled].copy()),
             "num_rows": self.num_rows,
             "head": self._head,
@@ -297,9 +299,8 @@ class ReplayMemory:
         if self._priorities is not None:
             self._priorities.load_state_dict(state["priorities"])
         self._num_unranked = 0
-        self._rows = None
-        if state["rows"] is not None:
-            self._adopt(storage.restore(state["rows"], self._valid.shape))
+        saved = state["table"]
+        self._table = None if saved is None else Table.restored(self._valid.shape, saved, Room(self.directory))
         self._valid[:] = False
         self._valid[: len(valid)] = valid
         self._num_filled = len(valid)

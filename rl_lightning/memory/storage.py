@@ -36,10 +36,15 @@ def allocate(shape: tuple[int, ...], transition: Transition) -> Rows:
     Raises:
         ConfigurationError: one of the extras has the name of a field.
     """
+    check_names(transition)
+    return np.empty(shape, row_dtype(fields_of(transition)))
+
+
+def check_names(transition: Transition) -> None:
+    """Raise ConfigurationError if one of the extras has the name of a field."""
     taken = {*Transition._fields} & {*transition.extras}
     if taken:
         raise ConfigurationError(f"extras {sorted(taken)} have the name of a transition's field. Rename them.")
-    return np.empty(shape, row_dtype(fields_of(transition)))
 
 
 def row_dtype(fields: dict[str, ObsArray]) -> np.dtype[np.void]:

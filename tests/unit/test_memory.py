@@ -494,9 +494,9 @@ def test_a_state_is_not_changed_by_what_is_added_later():
     for step in range(4):
         memory.add(transition(step, 1))
     state = memory.state_dict()
-    before = state["rows"]["obs"].clone()
+    before = state["table"]["rows"]["obs"].clone()
     memory.add(transition(9, 1))
-    assert torch.equal(state["rows"]["obs"], before)
+    assert torch.equal(state["table"]["rows"]["obs"], before)
 
 
 def test_an_empty_replay_memory_is_restored():

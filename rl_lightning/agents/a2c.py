@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from gymnasium import Space
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, has_policy
 from rl_lightning.functional import explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
-from rl_lightning.nn import ActorCritic
+from rl_lightning.nn import ActorCritic, Normalization
 from rl_lightning.optim import Adam, RMSprop
 from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
 
@@ -33,6 +34,8 @@ class A2C(Agent):
         value_weight: of the value function's squared error in the loss.
         max_grad_norm: the norm that the gradient of all parameters together is clipped to. None: no limit.
         normalize_advantage: to mean 0 and standard deviation 1 in each rollout.
+        normalize_obs: by mean and standard deviation of all observations before the rollout (`nn.Normalization`).
+        normalize_reward: by the standard deviation of the discounted return.
         use_rmsprop: the paper's optimizer; False is Adam.
         hidden_sizes, activation: of the policy network and of the value network.
     """
@@ -50,6 +53,8 @@ class A2C(Agent):
         value_weight: float = 0.5,
         max_grad_norm: float | None = 0.5,
         normalize_advantage: bool = False,
+        normalize_obs: bool = False,
+        normalize_reward: bool = False,
         use_rmsprop: bool = True,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
@@ -62,6 +67,8 @@ class A2C(Agent):
         self.value_weight = value_weight
         self.max_grad_norm = max_grad_norm
         self.normalize_advantage = normalize_advantage
+        self.normalize_obs = normalize_obs
+        self.normalize_reward = normalize_reward
         self.use_rmsprop = use_rmsprop
         self.hidden_sizes = hidden_sizes
         self.activation = activation
@@ -75,13 +82,22 @@ class A2C(Agent):
         self.network = ActorCritic(
             observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
         )
+        self.normalization = Normalization(
+            observation_space, obs=self.normalize_obs, reward=self.normalize_reward, discount=self.discount
+        )
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
-        return self.network.act(obs, explore=explore)
+        return self.network.act(self.normalization.obs(obs), explore=explore)
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
-        return self.network.act_on_host(obs, explore=explore)
+        return self.network.act_on_host(self.normalization.obs_on_host(obs), explore=explore)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Batch) -> Batch:
+        """What to learn from a rollout: the same fields, normalised."""
+        device = self.entropy_weight.device
+        return self.normalization.rollout(tree_map(lambda field: field.to(device), rollout))
 
     def advantage(self, rollout: Batch, value: Tensor) -> Tensor:
         """[T, B] estimates of a rollout's advantages, from the values [T, B] of its states."""
@@ -120,4 +136,5 @@ class A2C(Agent):
 
     def make_memory(self, num_envs: int) -> RolloutMemory:
         """Rollouts of `num_steps` steps of each env, each learned from once and whole."""
-        return RolloutMemory(self.num_steps, num_envs, whole=True)
+        prepare = self.prepare if self.normalize_obs or self.normalize_reward else None
+        return RolloutMemory(self.num_steps, num_envs, prepare=prepare, whole=True)

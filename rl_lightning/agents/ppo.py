@@ -15,7 +15,7 @@ from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, evaluate_rollout, has_policy
 from rl_lightning.functional import explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
-from rl_lightning.nn import ActorCritic
+from rl_lightning.nn import ActorCritic, Normalization
 from rl_lightning.optim import Adam
 from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
 
@@ -41,6 +41,8 @@ class PPO(Agent):
         normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
         target_kl: leave out the rest of a rollout's learning steps once the policy has moved further than this, in
             nats. None: no limit.
+        normalize_obs: by mean and standard deviation of all observations before the rollout (`nn.Normalization`).
+        normalize_reward: by the standard deviation of the discounted return.
         hidden_sizes, activation: of the policy network and of the value network.
     Raises:
         ConfigurationError: a number out of range.
@@ -67,6 +69,8 @@ class PPO(Agent):
         max_grad_norm: float | None = 0.5,
         normalize_advantage: bool = True,
         target_kl: float | None = None,
+        normalize_obs: bool = False,
+        normalize_reward: bool = False,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
     ) -> None:
@@ -84,6 +88,8 @@ class PPO(Agent):
         self.max_grad_norm = max_grad_norm
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
+        self.normalize_obs = normalize_obs
+        self.normalize_reward = normalize_reward
         self.hidden_sizes = hidden_sizes
         self.activation = activation
         self.add_tunable("clip_range", clip_range)
@@ -100,18 +106,22 @@ class PPO(Agent):
         self.network = ActorCritic(
             observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
         )
+        self.normalization = Normalization(
+            observation_space, obs=self.normalize_obs, reward=self.normalize_reward, discount=self.discount
+        )
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
-        return self.network.act(obs, explore=explore)
+        return self.network.act(self.normalization.obs(obs), explore=explore)
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
-        return self.network.act_on_host(obs, explore=explore)
+        return self.network.act_on_host(self.normalization.obs_on_host(obs), explore=explore)
 
     @torch.no_grad()
     def prepare(self, rollout: Batch) -> Batch:
         """What to learn from a rollout: fields obs, action, log_prob, advantage, return, each [T, B, ...]."""
         rollout = tree_map(lambda field: field.to(self.approx_kl.device), rollout)
+        rollout = self.normalization.rollout(rollout)
         log_prob, value = evaluate_rollout(self.network, rollout)
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         advantage = advantages_of_rollout(self.network, rollout, value, **decays)

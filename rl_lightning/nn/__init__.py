@@ -8,6 +8,7 @@ from rl_lightning.nn.encoders import Encoder, make_encoder
 from rl_lightning.nn.heads import make_policy_head
 from rl_lightning.nn.layers import Layers
 from rl_lightning.nn.mlp import init_orthogonal, mlp
+from rl_lightning.nn.normalization import Normalization, RunningMoments
 from rl_lightning.nn.q_network import QNetwork
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "Encoder",
     "Gaussian",
     "Layers",
+    "Normalization",
     "QNetwork",
+    "RunningMoments",
     "init_orthogonal",
     "make_encoder",
     "make_policy_head",

@@ -18,7 +18,7 @@ from tests.trainer.helpers import small_ppo
 if __name__ == "__main__":
     torch.set_num_threads(1)
     pl.seed_everything(0)
-    module = RLModule(small_ppo())
+    module = RLModule(small_ppo(normalize_obs=True))
     trainer = Trainer(
         max_steps=320,
         steps_per_epoch=160,
@@ -29,7 +29,8 @@ if __name__ == "__main__":
         callbacks=[Evaluation(num_episodes=2), BestAgent()],
     )
     trainer.fit(module, GymEnvModule("CartPole-v1", num_envs=2))
-    weights = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    statistics = module.agent.normalization.state_dict().values()
+    weights = torch.cat([tensor.detach().flatten() for tensor in (*module.parameters(), *statistics)])
     episodes = trainer.rl_strategy.episodes
     with open(f"rank{trainer.global_rank}", "w") as file:
         score = trainer.callback_metrics["eval/mean"]
@@ -46,4 +47,6 @@ def test_two_ranks_learn_the_same_weights_from_different_episodes(tmp_path):
     assert first[0] == second[0]
     assert first[0].startswith("320 40 ")  # 160 steps a rank: 10 rollouts of 8 steps of 2 envs, 4 updates each
     assert first[1] != second[1]
+    count = float(first[0].split("[")[1].split("]")[0].split(", ")[-1])
+    assert count == 320  # observations of both ranks
     assert len(list(tmp_path.rglob("best.ckpt"))) == 1

@@ -1,0 +1,46 @@
+"""Statistics under the Trainer: each training transition counts once, and they are saved with the agent."""
+
+import pytest
+import torch
+
+from rl_lightning import A2C, PPO, RLModule, Trainer, evaluate
+from rl_lightning.callbacks import Evaluation
+from rl_lightning.envs import GymEnvModule
+from tests.trainer.helpers import quiet, small_ppo
+
+FLAGS = {"normalize_obs": True, "normalize_reward": True}
+
+
+@pytest.mark.parametrize("agent", [small_ppo(**FLAGS), A2C(num_steps=8, hidden_sizes=(16,), **FLAGS)])
+def test_each_training_transition_counts_once(agent, tmp_path):
+    trainer = Trainer(max_steps=320, steps_per_epoch=80, **quiet(Evaluation(num_episodes=3)))
+    trainer.fit(RLModule(agent), GymEnvModule("CartPole-v1", num_envs=2))
+    moments = agent.normalization.obs_moments[0]
+    assert moments.count == agent.normalization.return_moments.count == 320
+    assert (moments.variance > 0).all() and (moments.variance < 1).all()
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = RLModule.load_from_checkpoint(tmp_path / "last.ckpt").agent
+    for name, value in agent.normalization.state_dict().items():
+        assert torch.equal(loaded.normalization.state_dict()[name], value)
+    returns = [evaluate(one, "CartPole-v1", num_episodes=5, seed=3).returns for one in (agent, loaded)]
+    assert returns[0] == returns[1]
+    assert moments.count == 320
+
+
+class Counting(RLModule):
+    def on_env_step(self, transition):
+        number = len(transition.reward) if transition.valid is None else int(transition.valid.sum())
+        self.__dict__.setdefault("numbers", []).append(number)
+
+
+def test_resets_of_a_vector_env_do_not_count():
+    agent = small_ppo(**FLAGS)
+    module, env = Counting(agent), GymEnvModule("CartPole-v1", num_envs=2, vectorization="vector_entry_point")
+    Trainer(max_steps=320, **quiet()).fit(module, env)
+    in_whole_rollouts = module.numbers[: len(module.numbers) // 8 * 8]
+    assert 1 in in_whole_rollouts
+    assert agent.normalization.obs_moments[0].count == sum(in_whole_rollouts)
+
+
+def test_ppo_remains_what_it_was_where_nothing_is_normalised():
+    assert not any("normalization" in name for name in PPO().state_dict())

@@ -29,15 +29,17 @@ QUICK = ("ours", "tight loop", "gymnasium", "PFRL", "SB3")
     [
         ({"ppo_cartpole": 1_024, "idle_cartpole": 500, "idle_vector": 100, "evaluation_cartpole": 3}, QUICK),
         ({"dqn_cartpole": 300, "replay_sample": 10, "replay_add": 1_000}, QUICK),
+        ({"prioritized_sample": 10, "prioritized_step": 10, "prioritized_add": 1_000}, QUICK),
         ({"a2c_cartpole": 1_600}, ()),
     ],
-    ids=["ppo", "dqn", "a2c"],
+    ids=["ppo", "dqn", "prioritized", "a2c"],
 )
 def test_the_runner(works, only, tmp_path, monkeypatch):
     monkeypatch.setenv("FILLED", "1000")
     arguments = ["--repeats=1", f"--json={tmp_path / 'speed.json'}", *(["--only", *only] if only else [])]
     printed = run("benchmarks", *(f"{work}={amount}" for work, amount in works.items()), *arguments)
-    assert "x tight loop" in printed and "us each" in printed
+    assert printed.count("us each") == len(works) and "x fastest peer" in printed
+    assert ("x tight loop" in printed) == ("prioritized_sample" not in works)
     for work, result in json.loads((tmp_path / "speed.json").read_text())["results"].items():
         assert result["amount"] == works[work]
         assert "ours" in result["medians"] and set(result["medians"]) == set(result["speeds"])

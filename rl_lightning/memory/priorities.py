@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl_lightning.memory.sum_tree import Numbers, SumTree
+from rl_lightning.memory.sum_tree import Numbers, Positions, SumTree
 from rl_lightning.types import ConfigurationError, NonFiniteError, ShapeError
 
 SMALLEST_ERROR = 1e-6
@@ -42,11 +42,11 @@ class Priorities:
         """New transitions from cell `start` on, of the highest priority so far where they are `valid`."""
         self._tree[start : start + len(valid)] = np.where(valid, self._highest, 0.0)
 
-    def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def draw(self, size: int, rng: np.random.Generator) -> Positions:
         """`size` cells, in proportion to their priorities: one from each of `size` equal parts of the sum of all."""
         return self._tree.draw(size, rng)
 
-    def weights(self, cells: NDArray[np.int64], num_steps: int) -> Tensor:
+    def weights(self, cells: Positions, num_steps: int) -> Tensor:
         """Importance weights [N] float32 of cells drawn after `num_steps` env steps: (N * P(i)) ** -beta, over the
         largest that there is in the whole memory.
         """
@@ -55,7 +55,7 @@ class Priorities:
         weights = (self._tree.least / self._tree[cells]) ** beta
         return torch.from_numpy(weights.astype(np.float32))
 
-    def update(self, cells: NDArray[np.int64], errors: Tensor) -> None:
+    def update(self, cells: Positions, errors: Tensor) -> None:
         """Set the priorities of some cells.
 
         Args:

@@ -48,13 +48,13 @@ class ReplayMemory:
         discount: per env step; used only where `num_steps` is not 1.
         alpha: how strongly errors rule what is drawn; 0 is uniform, 0.6 the paper's.
         beta: how far the weights make up for that at first, from 0 (all are 1) to 1 (fully).
-        beta_steps: env steps from `beta` to 1, in a straight line.
+        beta_steps: env steps from `beta` to 1, in a straight line, counted from when the memory is made.
         compact: store each observation once, though it is one transition's obs and another's next_obs, and of a stack
             of frames (its first axis, oldest first) each frame once. What comes back is the same. None: for images.
-        directory: of the file system to store in; nothing is left there afterwards. None: RAM.
+        directory: where to store it in files, which are gone with the memory. None: RAM.
     Raises:
-        ConfigurationError: numbers out of range, or that cannot work together. Of the first `add`: the capacity does
-            not fit into RAM, or the file system.
+        ConfigurationError: numbers out of range, or that cannot work together. From the first `add` too: the capacity
+            does not fit into RAM, or the file system.
     Source:
         Lin, 1992, doi:10.1007/BF00992699. n-step returns: Sutton and Barto, 2018, chapter 7. Priorities: Schaul et
         al., 2016, arXiv:1511.05952.
@@ -140,6 +140,7 @@ class ReplayMemory:
 
         Raises:
             ShapeError: the transition is not of `num_envs` envs.
+            ConfigurationError: of the first one, so many do not fit.
         """
         storage.check_num_envs(transition, self.num_envs)
         if self._table is None:
@@ -298,7 +299,7 @@ class ReplayMemory:
             )
         if self._priorities is not None:
             self._priorities.load_state_dict(state["priorities"])
-        self._num_unranked = 0
+        self._num_unranked, self._drawn = 0, np.empty(0, np.int64)
         saved = state["table"]
         self._table = None if saved is None else Table.restored(self._valid.shape, saved, Room(self.directory))
         self._valid[:] = False

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers: TypeAlias = NDArray[np.float64]
-Where: TypeAlias = NDArray[np.int64] | slice
+Positions: TypeAlias = NDArray[np.int64]
+Where: TypeAlias = Positions | slice
 """Positions, or a range of them from `start` to `stop`."""
 
 FAN_OUT = 16
@@ -34,6 +35,7 @@ class SumTree:
         while len(self._sums) < 2 or len(self._sums[-1]) > MOST_ROOTS:
             num_nodes = -(-num_nodes // FAN_OUT)
             self._sums.append(np.zeros(num_nodes * FAN_OUT))
+        self._so_far = np.tril(np.ones((FAN_OUT, FAN_OUT)))
         self._least += [np.full(len(sums), np.inf) for sums in self._sums[1:]]
 
     @property
@@ -58,22 +60,29 @@ class SumTree:
                 blocks = _blocks(self._least[level - 1], where)
             self._least[level][where] = blocks.min(axis=0)
 
-    def draw(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """`size` positions of numbers above 0, in ascending order: the sum of all is cut into `size` equal parts, and
-        from each comes one, in proportion to the numbers. There must be one above 0.
+    def draw(self, size: int, rng: np.random.Generator) -> Positions:
+        """`size` positions in proportion to their numbers: the sum of all is cut into `size` equal parts, and from each
+        comes one. There must be a number above 0.
         """
-        ends = np.cumsum(self._sums[-1])
-        offset = (np.arange(size) + rng.random(size)) * (ends[-1] / size)
-        position: NDArray[np.int64] = np.searchsorted(ends, np.minimum(offset, _below(ends[-1])), side="right")
-        offset -= ends[position] - self._sums[-1][position]
-        columns = np.arange(size)
-        for sums in reversed(self._sums[:-1]):
-            blocks = _blocks(sums, position)
-            ends = np.cumsum(blocks, axis=0)
-            # Rounding may have moved it out of the block, or to a child of 0.
-            np.clip(offset, 0.0, _below(ends[-1]), out=offset)
-            child = (ends <= offset).sum(axis=0)
-            offset -= ends[child, columns] - blocks[child, columns]
+        position = self._find((np.arange(size) + rng.random(size)) / size)
+        while len(wrong := np.flatnonzero(self._sums[0].take(position) == 0.0)):  # next to the right one, by rounding
+            position[wrong] = self._find(rng.random(len(wrong)))
+        return position
+
+    def _find(self, share: Numbers) -> Positions:
+        """The positions up to which the numbers sum to `share` of the sum of all; [N], ascending as the shares."""
+        roots = self._sums[-1]
+        ends = np.cumsum(roots)
+        offset = share * ends[-1]
+        position: Positions = np.minimum(np.searchsorted(ends, offset, side="right"), len(roots) - 1)
+        offset -= ends[position] - roots[position]
+        columns = np.arange(len(share))
+        for nodes in reversed(self._sums[:-1]):
+            children = nodes.reshape(-1, FAN_OUT).take(position, axis=0)
+            # their sums so far, [FAN_OUT, N]: as a product, in a third of the time that `cumsum` takes
+            ends = self._so_far @ children.T
+            child = np.minimum((ends <= offset).sum(axis=0), FAN_OUT - 1)
+            offset -= ends[child, columns] - children[columns, child]
             position = position * FAN_OUT + child
         return position
 
@@ -88,8 +97,3 @@ def _blocks(nodes: Numbers, parents: Where) -> Numbers:
     """The children of each parent, a copy [FAN_OUT, N]: down the columns, sums take a third of the time."""
     children = nodes.reshape(-1, FAN_OUT)
     return (children[parents] if isinstance(parents, slice) else children.take(parents, axis=0)).T.copy()
-
-
-def _below(number: Numbers) -> Numbers:
-    below: Numbers = np.nextafter(number, 0.0)
-    return below

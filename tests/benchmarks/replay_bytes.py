@@ -13,16 +13,18 @@ import io
 from contextlib import redirect_stderr
 
 from tests.benchmarks.fresh import in_fresh_process, resident_bytes
-from tests.benchmarks.replays import MEMORIES, RAW_BYTES
+from tests.benchmarks.replays import MEMORIES, PRIORITIZED, RAW_BYTES
+
+KINDS = MEMORIES | {f"{name}, prioritized": make for name, make in PRIORITIZED.items()}
 
 
 def growth(name: str, transitions: int) -> float:
     """Bytes a transition of one kind of memory."""
     with redirect_stderr(io.StringIO()):  # PFRL imports the old gym, which complains
-        MEMORIES[name](1_000).add(0)  # so that its code is loaded
+        KINDS[name](1_000).add(0)  # so that its code is loaded
     gc.collect()
     before = resident_bytes()
-    replay = MEMORIES[name](transitions)
+    replay = KINDS[name](transitions)
     for i in range(transitions):
         replay.add(i)
     gc.collect()
@@ -32,7 +34,7 @@ def growth(name: str, transitions: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transitions", type=int, default=500_000)
-    parser.add_argument("--only", nargs="+", default=list(MEMORIES), help="kinds of memory by name")
+    parser.add_argument("--only", nargs="+", default=list(KINDS), help="kinds of memory by name")
     arguments = parser.parse_args()
     print(f"{'bytes a transition':<22} {'in all':>10} {'x raw':>8}")
     print(f"  {'the data itself':<20} {RAW_BYTES:>10,} {1:>8.3f}")

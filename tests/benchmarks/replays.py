@@ -1,8 +1,10 @@
-"""One replay memory of each kind, for transitions of 17 float32 of observation and 6 of action: add and sample."""
+"""Replay memories of each kind, uniform and prioritized; of transitions of 17 float32 of observation, 6 of action."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,8 @@ class Replay(NamedTuple):
 
     Attributes:
         add: adds the i-th transition: one env's, as it comes from `step`.
-        sample: draws `BATCH` transitions, as tensors where the library makes tensors of them.
+        sample: draws `BATCH` transitions, as tensors where the library makes tensors of them; by priority, it then
+            sets their priorities.
     """
 
     add: Callable[[int], object]
@@ -38,19 +41,29 @@ class Source:
         self.never = np.zeros(num, bool)
 
 
-def ours(capacity: int) -> Replay:
+def errors(num: int = 64) -> Iterator[torch.Tensor]:
+    """What an agent gives back, [BATCH] each: different ones, over and over."""
+    return cycle(torch.randn(num, BATCH, generator=torch.Generator().manual_seed(0)))
+
+
+def ours(capacity: int, *, alpha: float = 0.0) -> Replay:
     from rl_lightning.memory import ReplayMemory
     from rl_lightning.types import Transition
 
-    source = Source()
-    memory = ReplayMemory(capacity, num_envs=1, batch_size=BATCH, learning_starts=0)
+    source, error = Source(), errors()
+    memory = ReplayMemory(capacity, num_envs=1, batch_size=BATCH, learning_starts=0, alpha=alpha)
 
     def one(field: np.ndarray) -> list[np.ndarray]:
         return [field[i : i + 1] for i in range(source.num)]
 
     fields = source.obs[:-1], source.action, source.reward, source.obs[1:], source.terminated, source.never
     transitions = [Transition(*parts, {}) for parts in zip(*map(one, fields), strict=True)]
-    return Replay(lambda i: memory.add(transitions[i % source.num]), memory.sample)
+
+    def sample() -> None:
+        memory.sample()
+        memory.update_priorities(next(error))
+
+    return Replay(lambda i: memory.add(transitions[i % source.num]), sample if alpha else memory.sample)
 
 
 def tight(capacity: int) -> Replay:
@@ -91,12 +104,13 @@ def sb3(capacity: int) -> Replay:
     return Replay(add, lambda: memory.sample(BATCH))
 
 
-def pfrl(capacity: int) -> Replay:
+def pfrl(capacity: int, *, alpha: float = 0.0) -> Replay:
     """As its agents see a batch: sampled, then laid side by side."""
     from pfrl.replay_buffer import batch_experiences
-    from pfrl.replay_buffers import ReplayBuffer
+    from pfrl.replay_buffers import PrioritizedReplayBuffer, ReplayBuffer
 
-    source, memory, device = Source(), ReplayBuffer(capacity), torch.device("cpu")
+    source, error, device = Source(), errors(), torch.device("cpu")
+    memory = PrioritizedReplayBuffer(capacity, alpha=alpha) if alpha else ReplayBuffer(capacity)
     obs = source.obs[0].copy()
 
     def add(i: int) -> None:
@@ -106,17 +120,20 @@ def pfrl(capacity: int) -> Replay:
         done = bool(source.terminated[i])
         memory.append(before, source.action[i].copy(), float(source.reward[i]), next_state=obs, is_state_terminal=done)
 
-    def sample() -> Any:
-        return batch_experiences(memory.sample(BATCH), device, lambda state: state, 0.99)
+    def sample() -> None:
+        batch_experiences(memory.sample(BATCH), device, lambda state: state, 0.99)
+        if alpha:
+            memory.update_errors(next(error).abs().tolist())
 
     return Replay(add, sample)
 
 
-def tianshou(capacity: int) -> Replay:
+def tianshou(capacity: int, *, alpha: float = 0.0) -> Replay:
     """As its algorithms see a batch: NumPy arrays, which they make tensors of one by one."""
-    from tianshou.data import Batch, ReplayBuffer
+    from tianshou.data import Batch, PrioritizedReplayBuffer, ReplayBuffer
 
-    source, memory = Source(), ReplayBuffer(capacity)
+    source, error = Source(), errors()
+    memory = PrioritizedReplayBuffer(capacity, alpha, 0.4) if alpha else ReplayBuffer(capacity)
 
     def add(i: int) -> None:
         i %= source.num
@@ -132,15 +149,20 @@ def tianshou(capacity: int) -> Replay:
             )
         )
 
-    return Replay(add, lambda: memory.sample(BATCH))
+    def sample() -> None:
+        _, index = memory.sample(BATCH)
+        if alpha:
+            memory.update_weight(index, next(error))
+
+    return Replay(add, sample)
 
 
-def cpprb(capacity: int) -> Replay:
+def cpprb(capacity: int, *, alpha: float = 0.0) -> Replay:
     """NumPy arrays, as tensors."""
-    from cpprb import ReplayBuffer
+    from cpprb import PrioritizedReplayBuffer, ReplayBuffer
 
-    source = Source()
-    memory = ReplayBuffer(
+    source, error = Source(), errors()
+    memory = (partial(PrioritizedReplayBuffer, alpha=alpha) if alpha else ReplayBuffer)(
         capacity,
         {
             "obs": {"shape": NUM_OBS, "dtype": np.float32},
@@ -163,10 +185,21 @@ def cpprb(capacity: int) -> Replay:
             truncated=source.never[i],
         )
 
-    def sample() -> Any:
-        return {name: torch.from_numpy(field) for name, field in memory.sample(BATCH).items()}
+    def sample() -> None:
+        batch = memory.sample(BATCH)
+        for field in batch.values():
+            torch.from_numpy(field)
+        if alpha:
+            memory.update_priorities(batch["indexes"], next(error).abs().numpy())
 
     return Replay(add, sample)
 
 
 MEMORIES = {"ours": ours, "tight loop": tight, "SB3": sb3, "PFRL": pfrl, "Tianshou": tianshou, "cpprb": cpprb}
+PRIORITIZED = {
+    "ours": partial(ours, alpha=0.6),
+    "PFRL": partial(pfrl, alpha=0.6),
+    "Tianshou": partial(tianshou, alpha=0.6),
+    "cpprb": partial(cpprb, alpha=0.6),
+}
+"""SB3 has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache, partial
 
 from tests.benchmarks.replays import MEMORIES, Replay
@@ -14,21 +15,21 @@ CAPACITY, FILLED = 1_000_000, int(os.environ.get("FILLED", 100_000))
 
 
 @cache
-def _filled(name: str) -> Replay:
+def filled(make: Callable[[int], Replay]) -> Replay:
     """The same one in every repeat: a second one would only take more memory."""
-    replay = MEMORIES[name](CAPACITY)
+    replay = make(CAPACITY)
     for i in range(FILLED):
         replay.add(i)
     return replay
 
 
-def draw(name: str, batches: int) -> float:
+def draw(make: Callable[[int], Replay], batches: int) -> float:
     """From one kind of memory."""
-    sample = _filled(name).sample
+    sample = filled(make).sample
     start = time.perf_counter()
     for _ in range(batches):
         sample()
     return time.perf_counter() - start
 
 
-CONTENDERS = {name: partial(draw, name) for name in MEMORIES}
+CONTENDERS = {name: partial(draw, make) for name, make in MEMORIES.items()}

@@ -191,9 +191,7 @@ class ReplayMemory:
         if self._table is None or self._num_valid == 0:
             raise RuntimeError("ReplayMemory is empty: there is nothing to sample.")
         self._drawn = first = self._draw()
-        batch = self._table.take(first)
-        if self.num_steps > 1:
-            self._extend(batch, first, self._table)
+        batch = self._table.take(first) if self.num_steps == 1 else self._take_windows(first, self._table)
         if self._priorities is not None:
             batch["weight"] = self._priorities.weights(first, self.pace.num_steps)
         return batch
@@ -235,8 +233,8 @@ class ReplayMemory:
         # below num_cells also after rounding; in half the time of `integers`, and its bias, 2 ** -53, is as nothing
         return (self.rng.random(size) * num_cells).astype(np.int64)
 
-    def _extend(self, batch: Batch, first: Cells, table: Table) -> None:
-        """Turn one-step transitions into n-step ones, in place, by walking forward from `first`."""
+    def _take_windows(self, first: Cells, table: Table) -> Batch:
+        """n-step transitions, by walking forward from `first`."""
         rows = table.cells
         rewards, valid = rows["reward"], self._valid.reshape(-1)
         last, n = first.copy(), np.ones(len(first), dtype=np.int64)
@@ -253,7 +251,7 @@ class ReplayMemory:
             last[walking] = after
             total[walking] += self.discount**k * rewards[after]
             n[walking] += 1
-        batch.update(table.take_ends(last), reward=torch.from_numpy(total), n=torch.from_numpy(n))
+        return {**table.take(first, last), "reward": torch.from_numpy(total), "n": torch.from_numpy(n)}
 
     def cut_episodes(self) -> None:
         """Mark the episodes that are going on as truncated, where somebody else has reset the envs.

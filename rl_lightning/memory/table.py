@@ -58,20 +58,15 @@ class Table:
                 frames.write(row, obs[path], next_obs[path])
         storage.write(self._columns, row, fields)
 
-    def take(self, cells: NDArray[np.int64]) -> Batch:
-        """Copies of N transitions."""
+    def take(self, cells: NDArray[np.int64], ends: NDArray[np.int64] | None = None) -> Batch:
+        """Copies of N transitions; next_obs, terminated and truncated are those of the cells `ends` [N], if given."""
         batch = storage.as_tensors(self.cells.take(cells))
+        if ends is not None:
+            for name in {"next_obs", "terminated", "truncated"} & batch.keys():
+                batch[name] = storage.gather(self.cells[name], ends)
         for path, frames in self._frames.items():
             _put(batch, "obs", path, frames.obs(cells))
-            _put(batch, "next_obs", path, frames.next_obs(cells))
-        return batch
-
-    def take_ends(self, cells: NDArray[np.int64]) -> Batch:
-        """Of N transitions what followed: next_obs, terminated, truncated."""
-        names = [name for name in ("next_obs", "terminated", "truncated") if name in self._columns]
-        batch: Batch = {name: storage.gather(self.cells[name], cells) for name in names}
-        for path, frames in self._frames.items():
-            _put(batch, "next_obs", path, frames.next_obs(cells))
+            _put(batch, "next_obs", path, frames.next_obs(cells if ends is None else ends))
         return batch
 
     def state_dict(self, num_filled: int) -> dict[str, Any]:

@@ -1,33 +1,46 @@
-"""Deep Q-network (Mnih et al., 2015, doi:10.1038/nature14236).
+"""Deep Q-network (Mnih et al., 2015, doi:10.1038/nature14236) and its family, by flags.
 
-Double Q-learning: van Hasselt et al., 2016, arXiv:1509.06461. Dueling: Wang et al., 2016, arXiv:1511.06581.
+Double Q-learning: van Hasselt et al., 2016, arXiv:1509.06461. Dueling: Wang et al., 2016, arXiv:1511.06581. Prioritized
+replay: Schaul et al., 2016, arXiv:1511.05952. Noisy networks: Fortunato et al., 2018, arXiv:1706.10295. The return's
+distribution: categorical (C51), Bellemare et al., 2017, arXiv:1707.06887; quantiles (QR-DQN), Dabney et al., 2018,
+arXiv:1710.10044; implicit quantiles (IQN), Dabney et al., 2018, arXiv:1806.06923.
+
+Rainbow (Hessel et al., 2018, arXiv:1710.02298) is six of them together::
+
+    DQN(double=True, dueling=True, num_steps=3, prioritized=True, noisy=True, distribution="categorical")
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
-from rl_lightning.nn import QNetwork
+from rl_lightning.nn import CategoricalReturn, MeanReturn, QNetwork, QuantileReturn, Returns
 from rl_lightning.optim import Adam
 from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
+
+Kind: TypeAlias = Literal["categorical", "quantile", "implicit"]
+
+PRIORITY_EXPONENT = 0.5
+"""Hessel et al. (2018), section 4."""
 
 
 class DQN(Agent):
     """For Discrete actions; one optimizer, "q".
 
     Tunables: `epsilon`, which falls from `epsilon` to `final_epsilon` in `epsilon_steps` env steps (`schedules`).
+
+    Implicit quantiles act by those of evenly spaced fractions, where the paper draws them: the same mean, and no noise.
 
     Args:
         lr: Adam's learning rate.
@@ -40,13 +53,21 @@ class DQN(Agent):
         updates_per_step: learning steps for each env step, on average; a phase has `update_every` times as many.
         target_update_every: learning steps between two updates of the target network.
         tau: how far the target network then moves to the trained one; 1 is a copy.
-        epsilon: share of random actions at the start.
-        final_epsilon: share of random actions from `epsilon_steps` on.
+        epsilon: share of random actions at the start. None: 1; with `noisy`, which explores by itself, 0.
+        final_epsilon: share of random actions from `epsilon_steps` on. None: 0.05; with `noisy` 0.
         epsilon_steps: env steps from the one to the other.
         max_grad_norm: the norm that the gradient of all parameters together is clipped to. None: no limit.
         hidden_sizes: of the Q-network.
         double: choose the next action by the trained network, and value it by the target network.
         dueling: learn the state's value and the advantages apart.
+        prioritized: replay what was surprising more often, with the exponent 0.5; for another, give `RLModule` a
+            `ReplayMemory(alpha=...)`.
+        noisy: explore by noise on the weights, drawn anew for every action and every pass of a learning step; in
+            evaluation the weights are their means.
+        distribution: what is learned of the return: its "categorical" distribution over fixed returns, its "quantile"s,
+            or its "implicit" quantiles, of any fractions. None: its mean.
+        num_atoms: fixed returns, or quantiles, of a distribution.
+        value_range: the least and the highest of a categorical distribution's returns, in the env's own units.
     Raises:
         ConfigurationError: a number out of range.
     """
@@ -66,15 +87,24 @@ class DQN(Agent):
         updates_per_step: float = 0.25,
         target_update_every: int = 250,
         tau: float = 1.0,
-        epsilon: float = 1.0,
-        final_epsilon: float = 0.05,
+        epsilon: float | None = None,
+        final_epsilon: float | None = None,
         epsilon_steps: int = 10_000,
         max_grad_norm: float | None = 10.0,
         hidden_sizes: Sequence[int] = (128, 128),
         double: bool = False,
         dueling: bool = False,
+        prioritized: bool = False,
+        noisy: bool = False,
+        distribution: Kind | None = None,
+        num_atoms: int = 51,
+        value_range: tuple[float, float] = (-10.0, 10.0),
     ) -> None:
         super().__init__()
+        if epsilon is None:
+            epsilon = 0.0 if noisy else 1.0
+        if final_epsilon is None:
+            final_epsilon = 0.0 if noisy else 0.05
         if not (0 < tau <= 1 and target_update_every >= 1):
             given = f"tau={tau}, target_update_every={target_update_every}"
             raise ConfigurationError(f"DQN({given}): tau must be in (0, 1], target_update_every at least 1.")
@@ -96,6 +126,9 @@ class DQN(Agent):
         self.hidden_sizes = hidden_sizes
         self.is_double = double  # `double` is nn.Module's cast to float64
         self.is_dueling = dueling
+        self.is_prioritized = prioritized
+        self.is_noisy = noisy
+        self.returns = _returns(distribution, num_atoms, value_range)
         self.num_updates = 0
         self.add_tunable("epsilon", epsilon)
 
@@ -106,20 +139,27 @@ class DQN(Agent):
             raise self.unsupported("a Discrete action space")
         self.num_actions = int(action_space.n)
         self.network = QNetwork(
-            observation_space, self.num_actions, hidden_sizes=self.hidden_sizes, dueling=self.is_dueling
+            observation_space,
+            self.num_actions,
+            hidden_sizes=self.hidden_sizes,
+            dueling=self.is_dueling,
+            noisy=self.is_noisy,
+            num_atoms=self.returns.num_atoms,
+            implicit=isinstance(self.returns, QuantileReturn) and self.returns.implicit,
         )
         self.target = copy.deepcopy(self.network).requires_grad_(False)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """The action of the highest value, or with probability epsilon a random one."""
-        greedy = self.network(obs).argmax(dim=-1)
+        numbers = self.network(obs, noise=explore and self.is_noisy)
+        greedy = self.returns.mean(numbers).argmax(dim=-1)
         if not explore:
             return greedy, {}
         random = torch.randint(self.num_actions, greedy.shape, device=greedy.device)
         return torch.where(torch.rand(greedy.shape, device=greedy.device) < self.epsilon, random, greedy), {}
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
-        values = self.network.on_host(obs)
+        values = None if self.is_noisy else self.network.on_host(obs)
         if values is None:
             return None
         action: Array = values.argmax(axis=-1)
@@ -130,34 +170,45 @@ class DQN(Agent):
         return action, {}
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
-        """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""
+        """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns.
+
+        Where the batch has the importance `weight` of each transition, its "td_error" is put beside it.
+        """
+        reward, terminated = batch["reward"], batch["terminated"]
         with torch.no_grad():
+            discount = self.discount ** batch["n"] if "n" in batch else torch.full_like(reward, self.discount)
             # a truncated episode still bootstraps
-            next_value = self._next_value(batch["next_obs"]).masked_fill_(batch["terminated"], 0.0)
-            discount = self.discount ** batch["n"] if "n" in batch else self.discount
-            target = batch["reward"] + discount * next_value
-        value = self.network(batch["obs"]).gather(1, batch["action"].long().unsqueeze(1)).squeeze(1)
-        loss = F.smooth_l1_loss(value, target)
+            discount = discount.masked_fill(terminated, 0.0)
+            following = self._following(batch["next_obs"])
+            following.masked_fill_(terminated.view(-1, *[1] * (following.dim() - 1)), 0.0)  # 0 times infinity is NaN
+        fractions = self.returns.draw_fractions(len(reward))
+        numbers = self.network(batch["obs"], noise=self.is_noisy, fractions=fractions)
+        numbers = _of_action(numbers, batch["action"].long())
+        errors, td_error = self.returns.errors(numbers, following, reward, discount, fractions)
+        if "weight" in batch:
+            errors = errors * batch["weight"]
+            batch["td_error"] = td_error
+        loss = errors.mean()
         step("q", loss)
 
         self.num_updates += 1
         if self.num_updates % self.target_update_every == 0:
             polyak_update(self.target, self.network, tau=self.tau)
-        return {"loss": loss.detach(), "q_mean": value.detach().mean()}
+        return {"loss": loss.detach(), "q_mean": self.returns.mean(numbers.detach()).mean()}
 
-    def _next_value(self, next_obs: ObsTensor) -> Tensor:
-        values: Tensor = self.target(next_obs)
-        if not self.is_double:
-            return values.amax(dim=-1)
-        best = self.network(next_obs).argmax(dim=-1, keepdim=True)
-        return values.gather(1, best).squeeze(1)
+    def _following(self, next_obs: ObsTensor) -> Tensor:
+        """What the target network says of the best actions, [N] or [N, M]."""
+        fractions = self.returns.draw_fractions(_num_rows(next_obs))
+        numbers: Tensor = self.target(next_obs, noise=self.is_noisy, fractions=fractions)
+        chooser = self.network(next_obs, noise=self.is_noisy) if self.is_double else numbers
+        return _of_action(numbers, self.returns.mean(chooser).argmax(dim=-1))
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam."""
         return {"q": Adam(self.network.parameters(), lr=self.lr)}
 
     def make_memory(self, num_envs: int) -> ReplayMemory:
-        """A uniform replay memory with the agent's pace."""
+        """A uniform or prioritized replay memory with the agent's pace."""
         return ReplayMemory(
             self.buffer_size,
             num_envs=num_envs,
@@ -167,6 +218,7 @@ class DQN(Agent):
             updates_per_step=self.updates_per_step,
             num_steps=self.num_steps,
             discount=self.discount,
+            alpha=PRIORITY_EXPONENT if self.is_prioritized else 0.0,
         )
 
     def schedules(self) -> dict[str, tuple[float, float, int]]:
@@ -180,3 +232,25 @@ class DQN(Agent):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Put back what `get_extra_state` gave."""
         self.num_updates = state["num_updates"]
+
+
+def _returns(distribution: Kind | None, num_atoms: int, value_range: Sequence[float]) -> Returns:
+    if distribution is None:
+        return MeanReturn()
+    if distribution == "categorical":
+        low, high = value_range
+        return CategoricalReturn(num_atoms, low, high)
+    if distribution in ("quantile", "implicit"):
+        return QuantileReturn(num_atoms, implicit=distribution == "implicit")
+    raise ConfigurationError(f"distribution={distribution!r}: one of None, 'categorical', 'quantile', 'implicit'.")
+
+
+def _of_action(numbers: Tensor, action: Tensor) -> Tensor:
+    """[N, num_actions] or [N, num_actions, M], and an action each -> [N] or [N, M]."""
+    if numbers.dim() == 2:
+        return numbers.gather(1, action.unsqueeze(1)).squeeze(1)
+    return numbers.gather(1, action.view(-1, 1, 1).expand(-1, 1, numbers.shape[2])).squeeze(1)
+
+
+def _num_rows(obs: ObsTensor) -> int:
+    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from rl_lightning.functional.advantage import explained_variance, gae, normalize
+from rl_lightning.functional.distributional import categorical_projection, quantile_huber
 from rl_lightning.functional.target import hard_update, polyak_update
 
-__all__ = ["explained_variance", "gae", "hard_update", "normalize", "polyak_update"]
+__all__ = [
+    "categorical_projection",
+    "explained_variance",
+    "gae",
+    "hard_update",
+    "normalize",
+    "polyak_update",
+    "quantile_huber",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -19,12 +19,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def mlp(in_features: int, hidden_sizes: Sequence[int], activation: str = "relu") -> tuple[list[nn.Module], int]:
+def mlp(
+    in_features: int,
+    hidden_sizes: Sequence[int],
+    activation: str = "relu",
+    linear: Callable[[int, int], nn.Module] = nn.Linear,
+) -> tuple[list[nn.Module], int]:
     """Linear layers, each followed by the activation: for `Layers(*layers, head)`.
 
     Args:
         hidden_sizes: one layer each; none at all is allowed.
         activation: one of `ACTIVATIONS`.
+        linear: makes each linear layer, from its numbers of features.
     Returns:
         the layers, and the number of features [B, F] that come out of them.
     Raises:
@@ -36,7 +42,7 @@ def mlp(in_features: int, hidden_sizes: Sequence[int], activation: str = "relu")
         raise ConfigurationError(f"hidden_sizes={list(hidden_sizes)}: every size must be at least 1.")
     layers: list[nn.Module] = []
     for size in hidden_sizes:
-        layers += [nn.Linear(in_features, size), ACTIVATIONS[activation]()]
+        layers += [linear(in_features, size), ACTIVATIONS[activation]()]
         in_features = size
     return layers, in_features
 

@@ -21,17 +21,22 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # torch's compiler imports its own old parts
 ]
 
+REPLAY = {
+    "batch_size": 16,
+    "learning_starts": 40,
+    "hidden_sizes": (16,),
+    "epsilon": 1.0,  # what is learned does not decide what is done: rounding cannot grow
+    "final_epsilon": 1.0,
+    "target_update_every": 5,
+    "num_atoms": 5,
+}
+RAINBOW = {"double": True, "dueling": True, "num_steps": 3, "prioritized": True, "noisy": True}
 AGENTS = {
     "ppo": lambda: PPO(num_steps=16, num_minibatches=2, hidden_sizes=(16,), entropy_weight=0.01),
     "a2c": lambda: A2C(num_steps=8, hidden_sizes=(16,)),
-    "dqn": lambda: DQN(
-        batch_size=16,
-        learning_starts=40,
-        hidden_sizes=(16,),
-        epsilon=1.0,
-        final_epsilon=1.0,  # what is learned does not decide what is done: rounding cannot grow
-        target_update_every=5,
-    ),
+    "dqn": lambda: DQN(**REPLAY),
+    "rainbow": lambda: DQN(**REPLAY, **RAINBOW, distribution="categorical"),
+    "implicit": lambda: DQN(**REPLAY, distribution="implicit"),
 }
 
 

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "image": (PPO(), spaces.Box(0, 255, (36, 36, 1), np.uint8), spaces.Discrete(2)),
     "parts": (PPO(), spaces.Dict(a=BOX), spaces.Discrete(2)),
     "dueling": (DQN(dueling=True), BOX, spaces.Discrete(2)),
+    "noisy": (DQN(noisy=True), BOX, spaces.Discrete(2)),
+    "distribution": (DQN(distribution="quantile"), BOX, spaces.Discrete(2)),
     "another activation": (PPO(activation="silu"), BOX, spaces.Discrete(2)),
     "large": (PPO(hidden_sizes=(2048, 2048)), BOX, spaces.Discrete(2)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import math
 import pickle
@@ -22,7 +23,15 @@ from rl_lightning.types import ConfigurationError, Transition, tree_map
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 TWO = spaces.Discrete(2)
-AGENTS = [PPO, A2C, DQN]
+RAINBOW = {"double": True, "dueling": True, "num_steps": 3, "prioritized": True, "noisy": True}
+RAINBOW |= {"distribution": "categorical", "num_atoms": 5}
+DQNS = {
+    "dqn": DQN,
+    "rainbow": functools.partial(DQN, **RAINBOW),
+    "quantile": functools.partial(DQN, distribution="quantile", num_atoms=5),
+    "implicit": functools.partial(DQN, distribution="implicit", num_atoms=5),
+}
+AGENTS = [pytest.param(make, id=name) for name, make in {"ppo": PPO, "a2c": A2C, **DQNS}.items()]
 
 
 def built(agent, observation_space=BOX, action_space=TWO):
@@ -109,8 +118,9 @@ def test_actor_critics_serve_every_observation_space(make, observations):
 
 
 @pytest.mark.parametrize("observations", OBSERVATIONS)
-def test_dqn_serves_every_observation_space(observations):
-    agent = DQN(learning_starts=100, batch_size=8, num_steps=3)
+@pytest.mark.parametrize("name", DQNS)
+def test_dqn_serves_every_observation_space(name, observations):
+    agent = DQNS[name](learning_starts=100, batch_size=8)
     check_that_it_acts_and_learns(built(agent, OBSERVATIONS[observations]), torch.int64)
 
 
@@ -171,7 +181,7 @@ def test_arguments_are_remembered_and_copies_keep_them(make):
 
 @pytest.mark.parametrize("make", AGENTS)
 def test_a_state_dict_survives_a_checkpoint_file(make):
-    agent = built(make(**({"learning_starts": 64} if make is DQN else {"num_steps": 4})))
+    agent = built(make(**({"num_steps": 4} if make in (PPO, A2C) else {"learning_starts": 64})))
     step = optimizer_step(agent)
     for batch in random_batches(agent):
         agent.update(batch, step)
@@ -212,6 +222,10 @@ def test_an_agent_without_its_required_arguments_says_so_and_others_can_be_copie
         (lambda: DQN(tau=0.0), "tau=0.0.*in .0, 1"),
         (lambda: DQN(target_update_every=0), "target_update_every=0.*at least 1"),
         (lambda: DQN(epsilon=2.0), "epsilon=2.0.*from 0 to 1"),
+        (lambda: DQN(distribution="normal"), "distribution='normal'.*'categorical', 'quantile', 'implicit'"),
+        (lambda: DQN(distribution="categorical", num_atoms=1), "num_atoms=1.*at least 2"),
+        (lambda: DQN(distribution="categorical", value_range=(1, 1)), r"value_range=.1, 1..*below the last"),
+        (lambda: DQN(distribution="quantile", num_atoms=0), "num_atoms=0.*at least 1"),
         (lambda: built(PPO(activation="sine")), "'sine'"),
         (lambda: PPO(num_steps=2, num_minibatches=4).make_memory(1), "only 2 transitions"),
         (lambda: DQN(buffer_size=10).make_memory(1), "buffer_size"),
@@ -232,7 +246,7 @@ class Table(torch.nn.Module):
         super().__init__()
         self.rows = torch.nn.Parameter(torch.tensor(rows))
 
-    def forward(self, obs):
+    def forward(self, obs, *, noise=False, fractions=None):
         return self.rows[obs[:, 0].long()]
 
 
@@ -312,6 +326,120 @@ def test_the_count_of_updates_is_restored():
     other.load_state_dict(agent.state_dict())
     other.update(one_step(), step=lambda name, loss: None)
     assert other.num_updates == 2 and other.target.rows[0, 0] == 4
+
+
+def certain(*atoms):
+    """Logits of a categorical distribution that is sure of one atom."""
+    return [50.0 if atom else 0.0 for atom in atoms]
+
+
+def of_kind(distribution, **kwargs):
+    """Two states, two actions, two numbers for each: nothing known of state 0, a return of 10 and of 3 in state 1."""
+    flat, ten, three = [0.0, 0.0], [10.0, 10.0], [3.0, 3.0]
+    if distribution == "categorical":
+        ten, three = certain(0, 1), certain(1, 0)
+    elif distribution is None:
+        flat, ten, three = 0.0, 10.0, 3.0
+    rows = [[flat, flat], [ten, three]]
+    return dqn_with(rows, rows, distribution=distribution, num_atoms=2, value_range=(0.0, 10.0), **kwargs)
+
+
+def entropy_to(*target):
+    """The divergence of two atoms' target from the even distribution."""
+    return sum(p * math.log(p / 0.5) for p in target if p > 0)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "fields", "expected"),
+    [
+        ("categorical", {}, entropy_to(0.1, 0.9)),  # 0.9 * 10 = 9 lies nine tenths of the way from 0 to 10
+        ("categorical", {"terminated": True}, entropy_to(1.0)),
+        ("categorical", {"reward": 5.0, "terminated": True}, entropy_to(0.5, 0.5)),
+        ("categorical", {"reward": 5.0}, entropy_to(1.0)),  # 14 counts as 10
+        ("categorical", {"n": torch.tensor([3])}, entropy_to(0.271, 0.729)),
+        ("quantile", {}, 8.5),  # each quantile is 9 too low: Huber 8.5, weighed with 1/4 and 3/4
+        ("quantile", {"terminated": True}, 0.0),
+        ("quantile", {"reward": 5.0, "terminated": True}, 4.5),
+        ("quantile", {"reward": -5.0, "terminated": True}, 4.5),  # with 3/4 and 1/4
+        ("quantile", {"n": torch.tensor([3])}, 6.79),
+    ],
+)
+def test_a_distribution_s_target(distribution, fields, expected):
+    assert losses_of(of_kind(distribution), one_step(**fields)) == {"q": pytest.approx(expected, abs=1e-5)}
+
+
+@pytest.mark.parametrize(("end", "error"), [("terminated", 0.0), ("truncated", 8.5)])
+def test_implicit_quantiles_are_weighed_by_the_fractions_drawn(end, error):
+    """The target's fractions are drawn first, then those of the prediction."""
+    agent = of_kind("implicit")
+    batch = one_step(terminated=end == "terminated", truncated=torch.tensor([end == "truncated"]))
+    torch.manual_seed(0)
+    torch.rand(1, 2)
+    expected = error * torch.rand(1, 2).sum().item()
+    torch.manual_seed(0)
+    assert losses_of(agent, batch) == {"q": pytest.approx(expected)}
+
+
+KINDS = [None, "categorical", "quantile", "implicit"]
+
+
+@pytest.mark.parametrize("distribution", KINDS)
+def test_importance_weights_scale_each_row_s_loss(distribution):
+    torch.manual_seed(0)
+    agent = of_kind(distribution)
+    rows = [one_step(), one_step(reward=4.0, terminated=True)]
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    losses = []
+    for weight in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.25]):
+        torch.manual_seed(1)
+        given = {**batch, "weight": torch.tensor(weight)}
+        losses.append(losses_of(agent, given)["q"])
+        assert given["td_error"].shape == (2,) and not given["td_error"].requires_grad
+        assert (given["td_error"] > 0).all()
+    assert losses[0] > 0 and losses[1] > 0 and losses[0] != losses[1]
+    assert losses[2] == pytest.approx(0.5 * losses[0] + 0.25 * losses[1])
+    torch.manual_seed(1)
+    assert losses_of(agent, batch)["q"] == pytest.approx(losses[0] + losses[1])
+
+
+def test_the_td_error_is_the_distance_to_the_target():
+    agent = of_kind(None)
+    for batch, expected in ((one_step(), 9.0), (one_step(reward=-4.0, terminated=True), 4.0)):
+        batch["weight"] = torch.tensor([0.5])
+        agent.update(batch, step=lambda name, loss: None)
+        assert batch["td_error"].tolist() == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("distribution", KINDS)
+def test_whatever_follows_a_termination_does_not_count(distribution):
+    agent = of_kind(distribution)
+    expected = losses_of(agent, one_step(reward=1.0, terminated=True)) if distribution != "implicit" else None
+    agent.target.rows.data[1] = float("inf")
+    torch.manual_seed(0)
+    loss = losses_of(agent, one_step(reward=1.0, terminated=True))
+    assert math.isfinite(loss["q"]) and expected in (None, loss)
+
+
+@pytest.mark.parametrize("distribution", KINDS)
+def test_the_best_action_has_the_highest_mean(distribution):
+    agent = of_kind(distribution, double=True)
+    assert agent.act(torch.ones(1, 1), explore=False)[0].tolist() == [0]
+    agent.network.rows.data[1] = agent.network.rows.data[1].flip(0)
+    assert agent.act(torch.ones(1, 1), explore=False)[0].tolist() == [1]
+    following = agent._following(torch.ones(1, 1))  # what the target says of the trained network's choice
+    torch.testing.assert_close(following, agent.target.rows[1, 1:2])
+
+
+def test_noise_explores_where_epsilon_does_not():
+    agent, obs = built(DQN(noisy=True), action_space=spaces.Discrete(4)), torch.randn(1, 3).expand(500, 3)
+    assert agent.schedules()["epsilon"][:2] == (0.0, 0.0)
+    assert len(set(agent.act(obs, explore=False)[0].tolist())) == 1
+    assert len(set(agent.act(obs, explore=True)[0].tolist())) > 1
+    assert DQN(noisy=True, epsilon=0.5, final_epsilon=0.1).schedules()["epsilon"][:2] == (0.5, 0.1)
+
+
+def test_prioritized_replay_is_a_flag():
+    assert DQN().make_memory(1).alpha == 0.0 and DQN(prioritized=True).make_memory(1).alpha == 0.5
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])

@@ -87,18 +87,35 @@ def test_a2c_learns_to_repeat(problem):
     assert mean_reward_after(agent, action_space, 1600) >= wanted
 
 
-@pytest.mark.parametrize("flags", [{}, {"double": True}, {"dueling": True}, {"num_steps": 3}], ids=str)
-def test_dqn_learns_to_repeat(flags):
+RAINBOW = {"double": True, "dueling": True, "prioritized": True, "noisy": True, "distribution": "categorical"}
+FLAGS = {
+    "plain": {},
+    "double": {"double": True},
+    "dueling": {"dueling": True},
+    "n-step": {"num_steps": 3},
+    "prioritized": {"prioritized": True},
+    "noisy": {"noisy": True},
+    "categorical": {"distribution": "categorical", "value_range": (0.0, 1.0), "num_atoms": 11},
+    "quantile": {"distribution": "quantile", "num_atoms": 11},
+    "implicit": {"distribution": "implicit", "num_atoms": 8},
+    "rainbow": {**RAINBOW, "value_range": (0.0, 1.0), "num_atoms": 11, "num_steps": 3},
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_dqn_learns_to_repeat(name):
     pace = {"learning_starts": 64, "update_every": 8, "updates_per_step": 0.125, "target_update_every": 50}
-    agent = DQN(lr=3e-3, epsilon_steps=1000, hidden_sizes=(32,), **pace, **flags)
+    agent = DQN(lr=3e-3, epsilon_steps=1000, hidden_sizes=(32,), **pace, **FLAGS[name])
     assert mean_reward_after(agent, spaces.Discrete(3), 500) >= 0.95
 
 
-def test_dqn_sees_past_the_first_reward():
+@pytest.mark.parametrize("name", ["plain", "prioritized", "categorical", "quantile", "implicit", "rainbow"])
+def test_dqn_sees_past_the_first_reward(name):
     """Corridor 0..4: left pays 0.1 and ends, right pays 1 at the far end. Only by bootstrapping is right the better."""
     torch.manual_seed(0)
     pace = {"learning_starts": 100, "update_every": 2, "updates_per_step": 0.5, "target_update_every": 20}
-    agent = DQN(lr=3e-3, discount=0.9, epsilon_steps=1500, batch_size=32, hidden_sizes=(32,), **pace)
+    flags = FLAGS[name] | {"num_steps": 1}  # returns of several steps would be of the random actions among them
+    agent = DQN(lr=3e-3, discount=0.9, epsilon_steps=1500, batch_size=32, hidden_sizes=(32,), **pace, **flags)
     agent.build(spaces.Discrete(5), spaces.Discrete(2))
     memory, step, state = agent.make_memory(1), optimizer_step(agent), 0
     memory.rng = np.random.default_rng(0)
@@ -114,7 +131,7 @@ def test_dqn_sees_past_the_first_reward():
         for batch in memory.batches():
             agent.update(batch, step)
         state = 0 if ends else follows
-    values = agent.network(torch.arange(4))
+    values = agent.returns.mean(agent.network(torch.arange(4)))
     assert values.argmax(dim=1).tolist() == [1, 1, 1, 1]
     torch.testing.assert_close(values[:, 1], torch.tensor([0.729, 0.81, 0.9, 1.0]), atol=0.1, rtol=0)
     torch.testing.assert_close(values[:, 0], torch.full((4,), 0.1), atol=0.1, rtol=0)

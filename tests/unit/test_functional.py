@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rl_lightning.functional import explained_variance, gae, hard_update, normalize, polyak_update
+from rl_lightning.functional import (
+    categorical_projection,
+    explained_variance,
+    gae,
+    hard_update,
+    normalize,
+    polyak_update,
+    quantile_huber,
+)
 from rl_lightning.types import ShapeError
 
 
@@ -130,3 +138,57 @@ def test_hard_update_copies_parameters_and_buffers():
 def test_networks_of_different_depth_are_refused():
     with pytest.raises(ValueError, match="shorter|longer"):
         polyak_update(nn.Sequential(linear(0.0)), nn.Sequential(linear(0.0), linear(0.0)), tau=0.5)
+
+
+# --- distributions of the return ---
+
+
+def test_probability_is_shared_with_the_atoms_next_to_it():
+    """Atoms 0, 2, 4: 0.5 lies a quarter of the way from 0 to 2; 7 counts as 4, -3 as 0, and 2 is one itself."""
+    atoms, probability = torch.tensor([0.0, 2.0, 4.0]), torch.tensor([[0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
+    moved = torch.tensor([[0.5, 7.0, 2.0], [-3.0, 4.0, 3.0]])
+    projected = categorical_projection(probability, moved, atoms)
+    torch.testing.assert_close(projected, torch.tensor([[0.3, 0.3, 0.4], [0.4, 0.1, 0.5]]))
+
+
+numbers = st.floats(-20, 20, width=32)
+
+
+@given(st.integers(2, 9), st.data())
+def test_projection_keeps_the_sum_and_follows_the_paper(num_atoms, data):
+    low = data.draw(st.floats(-9, 9, width=32))
+    atoms = torch.linspace(low, low + data.draw(st.floats(0.5, 9, width=32)), num_atoms)
+    rows = st.lists(numbers, min_size=num_atoms, max_size=num_atoms)
+    moved = torch.tensor([data.draw(rows), data.draw(rows)])
+    probability = torch.tensor([data.draw(rows), data.draw(rows)]).softmax(dim=1)
+    projected = categorical_projection(probability, moved, atoms)
+    distance = (moved.clamp(atoms[0], atoms[-1])[:, None, :] - atoms[:, None]).abs() / (atoms[1] - atoms[0])
+    expected = ((1 - distance).clamp(0, 1) * probability[:, None, :]).sum(dim=2)
+    torch.testing.assert_close(projected, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(projected.sum(dim=1), torch.ones(2))
+
+
+def test_quantile_errors_by_hand():
+    """Quantile 0 of fraction 1/4 is 0.5 and 3 too low: 1/4 * (0.125 + 2.5) / 2. Quantile 1 of fraction 3/4 is 0.5 too
+    high and 2 too low: (1/4 * 0.125 + 3/4 * 1.5) / 2."""
+    quantile, fraction, target = torch.tensor([[0.0, 1.0]]), torch.tensor([0.25, 0.75]), torch.tensor([[0.5, 3.0]])
+    expected = torch.tensor([0.328125 + 0.578125])
+    torch.testing.assert_close(quantile_huber(quantile, fraction, target), expected)
+    torch.testing.assert_close(quantile_huber(quantile, fraction[None], target), expected)
+
+
+def test_the_threshold_of_quantile_errors():
+    """Error 3, fraction 1: beyond 2 it is 2 * (3 - 1), and all is divided by 2."""
+    zero, one = torch.zeros(1, 1), torch.ones(1)
+    torch.testing.assert_close(quantile_huber(zero, one, torch.tensor([[3.0]]), threshold=2.0), torch.tensor([2.0]))
+
+
+def test_quantiles_that_minimise_the_error_are_those_of_the_target():
+    """Of the numbers 0 to 99 a tenth lies below 10, nine tenths below 90; a small threshold counts only the side."""
+    quantile, target = torch.full((1, 2), 50.0, requires_grad=True), torch.arange(100.0)[None]
+    optimizer = torch.optim.SGD([quantile], lr=2.0)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        quantile_huber(quantile, torch.tensor([0.1, 0.9]), target, threshold=0.01).backward()
+        optimizer.step()
+    torch.testing.assert_close(quantile.detach(), torch.tensor([[9.5, 89.5]]), atol=1.0, rtol=0)

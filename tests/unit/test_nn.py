@@ -19,6 +19,7 @@ from rl_lightning.nn import (
     Categorical,
     Gaussian,
     Layers,
+    NoisyLinear,
     QNetwork,
     init_orthogonal,
     make_encoder,
@@ -319,6 +320,82 @@ def test_q_values_by_hand():
 def test_q_network_without_hidden_layers():
     for dueling in (False, True):
         assert QNetwork(BOX, 3, hidden_sizes=(), dueling=dueling)(torch.randn(2, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_numbers_of_each_action_lie_side_by_side(dueling):
+    """Two actions with atoms 1, 2 and 3, 4. Dueling: V = 10, 20, the mean of the actions 2, 3."""
+    network = QNetwork(BOX, 2, hidden_sizes=(4,), dueling=dueling, num_atoms=2)
+    nn.init.zeros_(network.advantage[-1].weight)
+    network.advantage[-1].bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    expected = [[1.0, 2.0], [3.0, 4.0]]
+    if dueling:
+        nn.init.zeros_(network.value[-1].weight)
+        network.value[-1].bias.data = torch.tensor([10.0, 20.0])
+        expected = [[9.0, 19.0], [11.0, 21.0]]
+    assert network(torch.randn(3, 3)).tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_implicit_quantiles_are_of_the_fractions_asked_for(dueling):
+    network = QNetwork(BOX, 2, hidden_sizes=(4, 4), dueling=dueling, num_atoms=3, implicit=True)
+    obs, fractions = torch.randn(5, 3), torch.rand(5, 3)
+    quantiles = network(obs, fractions=fractions)
+    assert quantiles.shape == (5, 2, 3)
+    torch.testing.assert_close(network(obs, fractions=fractions.flip(1)), quantiles.flip(2))
+    for row in range(5):
+        torch.testing.assert_close(network(obs[[row]], fractions=fractions[[row]]), quantiles[[row]])
+    even = torch.tensor([1 / 6, 1 / 2, 5 / 6]).expand(5, 3)
+    torch.testing.assert_close(network(obs), network(obs, fractions=even))
+
+
+def test_a_fraction_is_embedded_in_cosines():
+    """With the first two cosines alone, of 0 and of pi * fraction: at 1/2 they are 1 and 0."""
+    network = QNetwork(BOX, 1, hidden_sizes=(), num_atoms=1, implicit=True)
+    for weight in (network.fractions.linear.weight, network.advantage[-1].weight):
+        nn.init.zeros_(weight)
+    network.fractions.linear.weight.data[:, :2] = torch.tensor([2.0, 5.0])
+    nn.init.zeros_(network.fractions.linear.bias)
+    network.advantage[-1].weight.data[:] = 1.0
+    nn.init.zeros_(network.advantage[-1].bias)
+    for fraction, factor in ((0.5, 2.0), (0.0, 7.0), (1.0, 0.0)):
+        q = network(torch.tensor([[1.0, 2.0, 3.0]]), fractions=torch.tensor([[fraction]]))
+        assert q.item() == pytest.approx(6.0 * factor, abs=1e-5)
+
+
+def test_a_noisy_layer_without_noise_is_linear():
+    layer, x = NoisyLinear(4, 3), torch.randn(5, 4)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_noise_has_the_spread_that_was_learned_and_is_new_in_each_row():
+    """f(e) = sign(e) sqrt(|e|) has the variance E|e| = sqrt(2 / pi), a product of two of them its square."""
+    torch.manual_seed(0)
+    layer, x = NoisyLinear(2, 3), torch.tensor([1.0, 2.0]).expand(100_000, 2)
+    layer.weight_noise.data = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    layer.bias_noise.data = torch.tensor([0.0, 0.0, 1.0])
+    noise = (layer(x, noise=True) - layer(x)).detach()
+    variance = math.sqrt(2 / math.pi)
+    expected = torch.tensor([0.0, variance**2 * 5, variance**2 * 5 + variance])
+    torch.testing.assert_close(noise.var(dim=0), expected, rtol=0.03, atol=1e-6)
+    torch.testing.assert_close(noise.mean(dim=0), torch.zeros(3), atol=0.03, rtol=0)
+
+
+def test_noise_starts_as_the_paper_says():
+    layer = NoisyLinear(16, 3)
+    assert layer.weight.abs().max() <= 0.25 and layer.bias.abs().max() <= 0.25
+    assert (layer.weight_noise == 0.125).all() and (layer.bias_noise == 0.125).all()
+
+
+@pytest.mark.parametrize("flags", [{}, {"dueling": True}, {"num_atoms": 3, "implicit": True, "dueling": True}], ids=str)
+def test_a_noisy_network_draws_only_where_it_is_asked_to(flags):
+    network, obs = QNetwork(BOX, 2, hidden_sizes=(4, 4), noisy=True, **flags), torch.randn(5, 3)
+    state = torch.get_rng_state()
+    assert torch.equal(network(obs), network(obs)) and torch.equal(torch.get_rng_state(), state)
+    first = network(obs, noise=True)
+    assert not torch.equal(network(obs, noise=True), first)
+    first.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_convolutions_lie_channels_last_and_survive_a_copy():

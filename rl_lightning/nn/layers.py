@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rl_lightning.types import Array
@@ -19,19 +18,19 @@ MAX_PRODUCTS = 300_000
 instead of 11 to 20; 8 rows through 4-256-256-2, above this limit, 30 instead of 23. With the gradient, half as many."""
 
 
-def _tanh_backward(gradient: Array, y: Array) -> Array:
+def _tanh_backward(gradient: Any, y: Any) -> Any:
     return gradient * (1.0 - y * y)
 
 
-def _relu_backward(gradient: Array, y: Array) -> Array:
+def _relu_backward(gradient: Any, y: Any) -> Any:
     return gradient * (y > 0.0)
 
 
-_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[..., Array], Callable[..., Array]]] = {
+_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[..., Array], Callable[..., Any]]] = {
     nn.Tanh: (torch.tanh, np.tanh, _tanh_backward),
     nn.ReLU: (torch.relu, partial(np.maximum, np.float32(0.0)), _relu_backward),
 }
-"""Those that are called as functions: in torch, in NumPy, and the gradient in NumPy, from that of the output."""
+"""Those that are called as functions: in torch, in NumPy, and the gradient in either, from that of the output."""
 
 
 class Layers(nn.Sequential):
@@ -62,10 +61,7 @@ class Layers(nn.Sequential):
         ):
             x = plan.differentiable(x) if differentiates else torch.from_numpy(plan.on_host(x.numpy())[-1])
         else:
-            for parameters, activate, _, _ in plan.plain:
-                x = F.linear(x, parameters["weight"], parameters["bias"])
-                if activate is not None:
-                    x = activate(x)
+            x = plan.in_torch(x, plan.tensors())[-1]
         for layer in plan.others:
             x = layer(x)
         return x
@@ -113,7 +109,7 @@ class _Plan:
             self.plain.append((layers[start]._parameters, *_ACTIVATIONS.get(following, (None, None, None))))
             start += 2 if following in _ACTIVATIONS else 1
         self.others = layers[start:]
-        tensors = self._tensors()
+        tensors = self.tensors()
         is_on_host = all(type(t.data) is Tensor and t.is_cpu and t.dtype == torch.float32 for t in tensors)
         size = sum(tensor.numel() for tensor in tensors)
         self.max_rows = MAX_PRODUCTS // size if size and is_on_host else -1
@@ -122,11 +118,11 @@ class _Plan:
 
     def on_host(self, x: Array) -> list[Array]:
         """[N, in] -> what goes into each linear layer, and last what comes out of the plain layers."""
-        addresses = list(map(Tensor.data_ptr, self._tensors()))
+        addresses = list(map(Tensor.data_ptr, self.tensors()))
         if addresses != self._addresses:  # moved, replaced, or not seen before
             self._steps, self._addresses = self._bind(), addresses
         arrays = [x]
-        for weight, bias, activate, _ in self._steps:
+        for weight, bias, activate in self._steps:
             x = x @ weight
             x += bias
             if activate is not None:
@@ -134,40 +130,63 @@ class _Plan:
             arrays.append(x)
         return arrays
 
+    def in_torch(self, x: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+        """As `on_host` in torch's operations, on any device, with these weights and biases in turn."""
+        passed = [x]
+        for k, (_, activate, _, _) in enumerate(self.plain):
+            x = F.linear(x, tensors[2 * k], tensors[2 * k + 1])
+            if activate is not None:
+                x = activate(x)
+            passed.append(x)
+        return passed
+
     def differentiable(self, x: Tensor) -> Tensor:
         """As `on_host`, for autograd."""
-        y: Tensor = _OnHost.apply(x, self, *self._tensors())  # type: ignore[no-untyped-call]
+        y: Tensor = _OnHost.apply(x, self, *self.tensors())  # type: ignore[no-untyped-call]
         return y
 
-    def backward(self, gradient: Array, arrays: list[Array], *, to_input: bool) -> tuple[Array | None, list[Array]]:
-        """From the gradient of the output to those of the input, if wanted, and of the weights and biases in turn."""
-        gradients: list[Array] = []
-        for k in reversed(range(len(self._steps))):
-            weight, _, _, activate_backward = self._steps[k]
+    def backward(
+        self, gradient: Any, passed: list[Any], weights: list[Any], *, to_input: bool
+    ) -> tuple[Any, list[Any]]:
+        """From the gradient of the output to those of the input, if wanted, and of the weights and biases in turn.
+
+        Args:
+            passed: what `on_host` or `in_torch` gave; all is of that kind.
+            weights: [out, in], of each linear layer.
+        """
+        gradients: list[Any] = []
+        for k in reversed(range(len(self.plain))):
+            activate_backward = self.plain[k][3]
             if activate_backward is not None:
-                gradient = activate_backward(gradient, arrays[k + 1])
-            gradients += [gradient.sum(axis=0), gradient.T @ arrays[k]]
+                gradient = activate_backward(gradient, passed[k + 1])
+            gradients += [gradient.sum(axis=0), gradient.T @ passed[k]]
             if k or to_input:
-                gradient = gradient @ weight.T
+                gradient = gradient @ weights[k]
         return gradient if to_input else None, gradients[::-1]
 
-    def _tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
+        """The weights and biases of the plain layers in turn."""
         return [parameters[name] for parameters, *_ in self.plain for name in ("weight", "bias")]
+
+    @property
+    def weights(self) -> list[Array]:
+        """Those that `on_host` used last, [out, in] each."""
+        return [weight.T for weight, *_ in self._steps]
 
     def _bind(self) -> list[_Step]:
         steps: list[_Step] = []
-        for parameters, _, activate, back in self.plain:
+        for parameters, _, activate, _ in self.plain:
             weight, bias = parameters["weight"].detach().numpy(), parameters["bias"].detach().numpy()
-            steps.append((weight.T, bias, activate, back))
+            steps.append((weight.T, bias, activate))
         return steps
 
 
-_Step: TypeAlias = tuple[Array, Array, Callable[..., Array] | None, Callable[..., Array] | None]
-"""A linear layer on the host: weight [in, out], bias [out], the activation after it and that one's gradient."""
+_Step: TypeAlias = tuple[Array, Array, Callable[..., Array] | None]
+"""A linear layer on the host: weight [in, out], bias [out], and the activation after it."""
 
 
 class _OnHost(torch.autograd.Function):
-    """`_Plan.on_host` with its gradient."""
+    """`_Plan.on_host` with its gradient, which can itself be differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: _Plan, *tensors: Tensor) -> Tensor:
@@ -176,10 +195,14 @@ class _OnHost(torch.autograd.Function):
         return torch.from_numpy(ctx.arrays[-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        assert ctx.saved_tensors
-        of_input, gradients = ctx.plan.backward(gradient.numpy(), ctx.arrays, to_input=ctx.needs_input_grad[0])
+        x, *tensors = ctx.saved_tensors
+        to_input = ctx.needs_input_grad[0]
+        if torch.is_grad_enabled():  # somebody wants a graph of it
+            passed = ctx.plan.in_torch(x, tensors)
+            of_input, gradients = ctx.plan.backward(gradient, passed, tensors[::2], to_input=to_input)
+            return of_input, None, *gradients
+        of_input, gradients = ctx.plan.backward(gradient.numpy(), ctx.arrays, ctx.plan.weights, to_input=to_input)
         return (
             None if of_input is None else torch.from_numpy(of_input),
             None,

@@ -49,6 +49,31 @@ def test_the_same_values_and_gradients_as_sequential(name, rows):
     torch.testing.assert_close(ours, [parameter.grad for parameter in network.parameters()])
 
 
+@pytest.mark.parametrize("name", sorted(HOST))
+def test_the_same_second_derivatives_as_sequential(name):
+    """Of a penalty on the gradient of the input, and of a product with the gradient of the parameters."""
+    network, x = Layers(*MAKERS[name]()), torch.randn(6, 4)
+    found = []
+    for each in (network, nn.Sequential(*network)):
+        given = x.clone().requires_grad_()
+        hidden = given.sin()  # the gradient of the input goes on
+        inputs = [given, *network.parameters()]
+        first = torch.autograd.grad(each(hidden).square().sum(), inputs, create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in first)
+        found.append([*first, *torch.autograd.grad(penalty, inputs)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_may_be_passed_twice_and_differentiated_twice():
+    network, x = Layers(nn.Linear(3, 3), nn.Tanh()), torch.randn(5, 3)
+    found = []
+    for each in (network, nn.Sequential(*network)):
+        first = torch.autograd.grad(each(each(x)).sum(), [*network.parameters()], create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in first)
+        found.append([*first, *torch.autograd.grad(penalty, [*network.parameters()])])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
 def test_small_batches_of_plain_layers_pass_on_the_host():
     for name in HOST - {"others later"}:
         assert is_on_host(Layers(*MAKERS[name]()), torch.randn(8, 4))

@@ -7,7 +7,7 @@ than that altogether. Sampling uses torch's global generator.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ class Distribution(Protocol):
 
     def entropy(self) -> Tensor:
         """[B] in nats, summed over the action's parts."""
+
+    def detach(self) -> Self:
+        """The same as it is now: no gradient flows into it, and it does not follow the network's parameters."""
+
+    def kl_divergence(self, other: Self) -> Tensor:
+        """[B] KL(self || other) in nats, of distributions over the same actions, summed over the action's parts."""
 
 
 def _sum_parts(x: Tensor) -> Tensor:
@@ -72,6 +78,13 @@ class Categorical:
         """[B] in nats."""
         return _sum_parts(-(self.log_probs.exp() * self.log_probs).sum(dim=-1))
 
+    def detach(self) -> Categorical:
+        return Categorical(self.logits.detach())
+
+    def kl_divergence(self, other: Categorical) -> Tensor:
+        """[B] KL(self || other) in nats."""
+        return _sum_parts((self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1))
+
 
 class Bernoulli:
     """Independent yes-or-no choices, for MultiBinary.
@@ -98,6 +111,14 @@ class Bernoulli:
     def entropy(self) -> Tensor:
         """[B] in nats."""
         return _sum_parts(F.softplus(self.logits) - self.logits * self.logits.sigmoid())
+
+    def detach(self) -> Bernoulli:
+        return Bernoulli(self.logits.detach())
+
+    def kl_divergence(self, other: Bernoulli) -> Tensor:
+        """[B] KL(self || other) in nats."""
+        difference = self.logits - other.logits
+        return _sum_parts(self.logits.sigmoid() * difference + F.softplus(other.logits) - F.softplus(self.logits))
 
 
 class Gaussian:
@@ -129,3 +150,12 @@ class Gaussian:
     def entropy(self) -> Tensor:
         """[B] differential entropy in nats."""
         return _sum_parts((self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(self.mean))
+
+    def detach(self) -> Gaussian:
+        return Gaussian(self.mean.detach(), self.log_std.detach().clone())
+
+    def kl_divergence(self, other: Gaussian) -> Tensor:
+        """[B] KL(self || other) in nats."""
+        wider = other.log_std - self.log_std
+        distance = (self.mean - other.mean) * (-other.log_std).exp()
+        return _sum_parts(wider + 0.5 * ((-2 * wider).exp() + distance.square() - 1.0))

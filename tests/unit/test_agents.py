@@ -15,9 +15,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from rl_lightning.agents import A2C, DQN, PPO, Agent
+from rl_lightning.agents import A2C, DQN, PPO, TRPO, Agent
 from rl_lightning.agents.on_policy import values_of_rollout
 from rl_lightning.envs.spaces import flatten_obs
+from rl_lightning.functional import normalize
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.types import ConfigurationError, Transition, tree_map
 
@@ -31,7 +32,8 @@ DQNS = {
     "quantile": functools.partial(DQN, distribution="quantile", num_atoms=5),
     "implicit": functools.partial(DQN, distribution="implicit", num_atoms=5),
 }
-AGENTS = [pytest.param(make, id=name) for name, make in {"ppo": PPO, "a2c": A2C, **DQNS}.items()]
+ON_POLICY = [pytest.param(make, id=make.__name__.lower()) for make in (PPO, A2C, TRPO)]
+AGENTS = [pytest.param(make, id=name) for name, make in {"ppo": PPO, "a2c": A2C, "trpo": TRPO, **DQNS}.items()]
 
 
 def built(agent, observation_space=BOX, action_space=TWO):
@@ -107,12 +109,13 @@ def check_that_it_acts_and_learns(agent, dtype):
     metrics = [agent.update(batch, step) for batch in random_batches(agent)]
     assert metrics
     for name, value in metrics[-1].items():
+        value = torch.as_tensor(value)
         assert not value.requires_grad and value.isfinite(), name
     assert any(not torch.equal(before[name], value) for name, value in agent.network.state_dict().items())
 
 
 @pytest.mark.parametrize("observations", OBSERVATIONS)
-@pytest.mark.parametrize("make", [PPO, A2C], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("make", ON_POLICY)
 def test_actor_critics_serve_every_observation_space(make, observations):
     check_that_it_acts_and_learns(built(make(num_steps=8), OBSERVATIONS[observations]), torch.int64)
 
@@ -125,7 +128,7 @@ def test_dqn_serves_every_observation_space(name, observations):
 
 
 @pytest.mark.parametrize("actions", ACTIONS)
-@pytest.mark.parametrize("make", [PPO, A2C], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("make", ON_POLICY)
 def test_actor_critics_serve_every_action_space(make, actions):
     space, dtype = ACTIONS[actions]
     check_that_it_acts_and_learns(built(make(num_steps=8), action_space=space), dtype)
@@ -181,7 +184,7 @@ def test_arguments_are_remembered_and_copies_keep_them(make):
 
 @pytest.mark.parametrize("make", AGENTS)
 def test_a_state_dict_survives_a_checkpoint_file(make):
-    agent = built(make(**({"num_steps": 4} if make in (PPO, A2C) else {"learning_starts": 64})))
+    agent = built(make(**({"num_steps": 4} if make in (PPO, A2C, TRPO) else {"learning_starts": 64})))
     step = optimizer_step(agent)
     for batch in random_batches(agent):
         agent.update(batch, step)
@@ -221,6 +224,8 @@ def test_an_agent_without_its_required_arguments_says_so_and_others_can_be_copie
         (lambda: PPO(clip_range=0.0), "clip_range=0.0"),
         (lambda: DQN(tau=0.0), "tau=0.0.*in .0, 1"),
         (lambda: DQN(target_update_every=0), "target_update_every=0.*at least 1"),
+        (lambda: TRPO(max_kl=0.0), "max_kl=0.0.*above 0"),
+        (lambda: TRPO(num_products=0), "num_products=0.*at least 1"),
         (lambda: DQN(epsilon=2.0), "epsilon=2.0.*from 0 to 1"),
         (lambda: DQN(distribution="normal"), "distribution='normal'.*'categorical', 'quantile', 'implicit'"),
         (lambda: DQN(distribution="categorical", num_atoms=1), "num_atoms=1.*at least 2"),
@@ -489,7 +494,7 @@ def actor_critic(make, **kwargs):
 
 def learned_from(agent, batch):
     """Advantages and returns [T, B] that the agent works out of a rollout."""
-    if isinstance(agent, PPO):
+    if isinstance(agent, PPO | TRPO):
         prepared = agent.prepare(batch)
         return prepared["advantage"], prepared["return"]
     with torch.no_grad():
@@ -498,7 +503,7 @@ def learned_from(agent, batch):
     return advantage, advantage + value
 
 
-@pytest.mark.parametrize("make", [PPO, A2C])
+@pytest.mark.parametrize("make", [PPO, A2C, TRPO])
 @pytest.mark.parametrize(("end", "expected"), [("terminated", -10.0), ("truncated", 0.5 * 70 - 10), (None, 0.0)])
 def test_the_end_of_an_episode_bootstraps_from_its_own_last_state(make, end, expected):
     """The episode ends in state 1 -> 7; row 1 -> 2 is the last, so that next_obs counts there too."""
@@ -513,7 +518,7 @@ def test_the_end_of_an_episode_bootstraps_from_its_own_last_state(make, end, exp
     assert advantage[1].item() == pytest.approx(last)
 
 
-@pytest.mark.parametrize("make", [PPO, A2C])
+@pytest.mark.parametrize("make", [PPO, A2C, TRPO])
 def test_the_trace_stops_at_the_end_of_an_episode(make):
     """With trace decay 1 the second row's reward of 8 reaches the first at half; not across a truncation."""
     reward = torch.tensor([[0.0], [8.0]])
@@ -646,3 +651,103 @@ def test_explained_variance_is_of_the_whole_rollout():
     prepared = agent.prepare(rollout())
     assert prepared["return"].flatten().tolist() == [5.0, 10.0]
     assert agent.explained_variance.item() == pytest.approx(0.0)
+
+
+# --- TRPO ---
+
+
+def trpo_batch(agent, size=64):
+    torch.manual_seed(0)
+    space = agent.observation_space
+    obs = torch.rand(size, *space.shape) * 2 - 1
+    with torch.no_grad():
+        action, extras = agent.act(obs, explore=True)
+    action = extras.get("sample", action)
+    return {"obs": obs, "action": action, "advantage": torch.randn(size), "return": torch.randn(size)}
+
+
+def policy_weights(agent):
+    return torch.cat([parameter.detach().flatten() for parameter in agent.policy_parameters()])
+
+
+def ignore(name, loss): ...
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_trpo_moves_the_policy_as_far_as_it_may_and_it_is_better(actions):
+    agent = built(TRPO(max_kl=0.01, hidden_sizes=(16,)), action_space=ACTIONS[actions][0])
+    batch = trpo_batch(agent)
+    old = agent.network.policy(batch["obs"]).detach()
+    metrics = agent.update(batch, ignore)
+    new = agent.network.policy(batch["obs"])
+    kl = old.kl_divergence(new).mean().item()
+    assert 0.001 < kl <= 0.01 and metrics["kl"].item() == pytest.approx(kl, rel=1e-4)
+    ratio = (new.log_prob(batch["action"]) - old.log_prob(batch["action"])).exp()
+    better = (ratio * normalize(batch["advantage"])).mean().item()
+    assert better > 0 and metrics["improvement"].item() == pytest.approx(better, rel=1e-3)
+
+
+def test_trpo_s_step_is_the_natural_gradient_s():
+    """One state, two actions, no damping: the Fisher matrix of the logits' biases (b, -b) is p (1 - p) in each, and any
+    step along it has KL = 1/2 step F step: the length is sqrt(2 max_kl / F)."""
+    agent = built(TRPO(max_kl=1e-4, damping=0.0, hidden_sizes=(), normalize_advantage=False), BOX)
+    linear = agent.network.policy_layers[-2]
+    torch.nn.init.zeros_(linear.weight)
+    batch = {"obs": torch.zeros(2, 3), "action": torch.tensor([0, 1])}
+    batch |= {"advantage": torch.tensor([1.0, -1.0]), "return": torch.zeros(2)}
+    metrics = agent.update(batch, ignore)
+    assert metrics["step_share"] in (1.0, 0.5)
+    expected = metrics["step_share"] * math.sqrt(2 * 1e-4 / 0.25)  # of b_0 - b_1, where F = 1/4
+    assert (linear.bias[0] - linear.bias[1]).item() == pytest.approx(expected, rel=1e-3)
+    assert not linear.weight.any()
+
+
+def test_trpo_stays_where_no_step_is_better():
+    agent = built(TRPO())
+    batch, before = trpo_batch(agent), policy_weights(agent)
+    for advantage in (torch.zeros(64), torch.full((64,), 3.0)):  # both are 0 once they are normalised
+        metrics = agent.update({**batch, "advantage": advantage}, ignore)
+        assert torch.equal(policy_weights(agent), before)
+        assert metrics["step_share"] == 0.0 and metrics["kl"] == 0.0
+
+
+def test_trpo_steps_back_where_the_full_step_goes_too_far():
+    """A huge step leaves the region where the divergence is a square; with no other to try, none is made."""
+    shares = []
+    for num_backtracks in (20, 0):
+        torch.manual_seed(0)
+        agent = built(TRPO(max_kl=3.0, damping=0.0, num_backtracks=num_backtracks))
+        batch, before = trpo_batch(agent), policy_weights(agent)
+        metrics = agent.update(batch, ignore)
+        shares.append(metrics["step_share"])
+        assert metrics["kl"] <= 3.0
+        assert torch.equal(policy_weights(agent), before) == (shares[-1] == 0.0)
+    assert 0.0 < shares[0] < 1.0 and shares[1] == 0.0
+
+
+def test_trpo_fits_the_value_function_apart():
+    """Its optimizer holds nothing of the policy; 2 passes of 4 learning steps each."""
+    agent = built(TRPO(num_epochs=2, num_minibatches=4), OBSERVATIONS["image"])
+    (group,) = agent.configure_optimizers()["value"].param_groups
+    assert {*map(id, group["params"])}.isdisjoint(map(id, agent.policy_parameters()))
+    batch = random_transition(agent, 8)
+    fields = {"obs": torch.from_numpy(batch.obs), "action": torch.from_numpy(batch.action)}
+    fields |= {"advantage": torch.randn(8), "return": torch.randn(8)}
+    losses = []
+
+    def step(name, loss):
+        agent.zero_grad()
+        loss.backward()
+        losses.append(name)
+        assert all(parameter.grad is None for parameter in agent.policy_parameters())
+
+    agent.update(fields, step)
+    assert losses == ["value"] * 8
+
+
+def test_trpo_s_value_loss_is_the_squared_error():
+    """Values 10 s of states 0 and 1, returns 3 and 6: (9 + 16) / 2, in one minibatch."""
+    agent = actor_critic(TRPO, num_epochs=1, num_minibatches=1)
+    batch = {"obs": torch.tensor([[0.0], [1.0]]), "action": torch.tensor([0, 1])}
+    batch |= {"advantage": torch.zeros(2), "return": torch.tensor([3.0, 6.0])}
+    assert losses_of(agent, batch) == {"value": pytest.approx(12.5)}

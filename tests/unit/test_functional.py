@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.functional import (
     categorical_projection,
+    conjugate_gradient,
     explained_variance,
     gae,
     hard_update,
@@ -192,3 +193,36 @@ def test_quantiles_that_minimise_the_error_are_those_of_the_target():
         quantile_huber(quantile, torch.tensor([0.1, 0.9]), target, threshold=0.01).backward()
         optimizer.step()
     torch.testing.assert_close(quantile.detach(), torch.tensor([[9.5, 89.5]]), atol=1.0, rtol=0)
+
+
+# --- conjugate gradient ---
+
+
+def test_two_products_solve_two_equations():
+    """4 x + y = 1, x + 3 y = 2: x = 1/11, y = 7/11."""
+    matrix, right = torch.tensor([[4.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 2.0])
+    x = conjugate_gradient(matrix.mv, right, num_steps=2)
+    torch.testing.assert_close(x, torch.tensor([1 / 11, 7 / 11]))
+    assert right.tolist() == [1.0, 2.0]
+
+
+def test_the_first_step_goes_along_the_right_side():
+    """To where the residual has nothing left of it: length 5 / (r A r) = 5 / 20."""
+    matrix, right = torch.tensor([[4.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(conjugate_gradient(matrix.mv, right, num_steps=1), right * 0.25)
+
+
+def test_nothing_is_done_where_nothing_is_left_to_do():
+    def product(vector):
+        raise AssertionError("no product is needed")
+
+    assert conjugate_gradient(product, torch.zeros(3), num_steps=5).tolist() == [0.0] * 3
+
+
+@given(st.integers(1, 8), st.integers(0, 2**31))
+def test_it_solves_what_is_well_conditioned(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    root, right = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((size, size), (size,)))
+    matrix = root @ root.T + torch.eye(size, dtype=torch.float64)
+    x = conjugate_gradient(matrix.mv, right, num_steps=5 * size, tolerance=1e-20)
+    torch.testing.assert_close(matrix @ x, right, atol=1e-6, rtol=0)

@@ -209,6 +209,45 @@ def test_nothing_is_likelier_than_the_mode(policy):
         assert (policy.log_prob(policy.sample()) <= best + 1e-6).all()
 
 
+def test_divergences_agree_with_torch():
+    for policy, other in ((POLICIES[k], POLICIES[k]) for k in range(len(POLICIES))):
+        torch.testing.assert_close(policy.kl_divergence(other), torch.zeros(6), atol=1e-6, rtol=0)
+    pairs = [
+        (Categorical(torch.randn(6, 4)), Categorical(torch.randn(6, 4))),
+        (Categorical(torch.randn(6, 2, 4)), Categorical(torch.randn(6, 2, 4))),
+        (Bernoulli(torch.randn(6, 3)), Bernoulli(torch.randn(6, 3))),
+        (Gaussian(torch.randn(6, 3), torch.randn(3)), Gaussian(torch.randn(6, 3), torch.randn(3))),
+        (Gaussian(torch.randn(6), torch.randn(())), Gaussian(torch.randn(6), torch.randn(()))),
+    ]
+    for policy, other in pairs:
+        expected = td.kl_divergence(reference(policy), reference(other))
+        torch.testing.assert_close(policy.kl_divergence(other), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_choices_that_are_never_taken_add_no_divergence():
+    head = make_policy_head(5, spaces.MultiDiscrete([2, 3]))[-1]
+    policy, other = head(torch.randn(4, 5)), head(torch.randn(4, 5, requires_grad=True))
+    divergence = policy.kl_divergence(other)
+    parts = [(policy.logits[:, k, : k + 2], other.logits[:, k, : k + 2]) for k in range(2)]
+    expected = sum(Categorical(ours).kl_divergence(Categorical(theirs)) for ours, theirs in parts)
+    torch.testing.assert_close(divergence, expected)
+    (gradient,) = torch.autograd.grad(divergence.sum(), other.logits)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_a_detached_policy_stays_as_it_was(policy):
+    parameters = [value.clone().requires_grad_() for value in vars(policy).values() if torch.is_tensor(value)]
+    given = type(policy)(*parameters[: 2 if isinstance(policy, Gaussian) else 1])
+    fixed, action = given.detach(), policy.sample()
+    assert not fixed.log_prob(action).requires_grad
+    if isinstance(policy, Gaussian):
+        before = fixed.log_prob(action)
+        with torch.no_grad():
+            given.log_std.add_(1.0)  # the parameter itself
+        assert torch.equal(fixed.log_prob(action), before)
+
+
 def test_samples_follow_the_probabilities():
     torch.manual_seed(0)
     share = torch.tensor([0.1, 0.2, 0.7])

@@ -64,7 +64,9 @@ def why_not_compiled(trainer: Trainer, hooks: Hooks) -> str | None:
     between = [name for name in _BETWEEN if hooks.bind(name) is not None]
     between += [name for name in _OWN if hooks.overridden(name)]
     foreign = [name for name, optimizer in optimizers.items() if not isinstance(optimizer, PackedOptimizer)]
+    own = trainer.lightning_module.agent.why_not_compiled
     reasons = {
+        own or "": own is not None,
         f"{', '.join(between)} must run in its middle": bool(between),
         f"the optimizer {', '.join(foreign)} is none of rl_lightning.optim": bool(foreign),
         "the agent learns by itself": not optimizers,

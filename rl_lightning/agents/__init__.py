@@ -7,6 +7,7 @@ from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.dqn import DQN
 from rl_lightning.agents.foreign import ForeignAgent, as_agent
 from rl_lightning.agents.ppo import PPO
+from rl_lightning.agents.reinforce import REINFORCE
 from rl_lightning.agents.trpo import TRPO
 
-__all__ = ["A2C", "DQN", "PPO", "TRPO", "Agent", "ForeignAgent", "as_agent"]
+__all__ = ["A2C", "DQN", "PPO", "REINFORCE", "TRPO", "Agent", "ForeignAgent", "as_agent"]

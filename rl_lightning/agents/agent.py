@@ -44,6 +44,9 @@ class Agent(nn.Module, ABC):
     learns_by_itself: ClassVar[bool] = False
     """Whether it learns where it is told what happened, with optimizers of its own, and `update` is never called."""
 
+    why_not_compiled: ClassVar[str | None] = None
+    """What keeps its learning step from being one compiled graph, for the warning that says so; None: nothing."""
+
     built: bool = False
     """Whether `build` has been called."""
 

@@ -55,6 +55,7 @@ class TRPO(Agent):
     """
 
     explained_variance: Tensor
+    why_not_compiled = "a line search decides by what it has found"
 
     def __init__(
         self,

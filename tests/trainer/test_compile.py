@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch._dynamo
 
-from rl_lightning import A2C, DQN, PPO, NonFiniteError, RLModule, Trainer
+from rl_lightning import A2C, DQN, PPO, REINFORCE, TRPO, NonFiniteError, RLModule, Trainer
 from rl_lightning.callbacks import LinearInterpolation
 from rl_lightning.envs import GymEnvModule
 from tests.trainer.helpers import quiet
@@ -140,6 +140,19 @@ def test_what_cannot_be_compiled_is_said_and_runs_without(agent, arguments, reas
     with pytest.warns(UserWarning, match=f"compile=True: the learning step runs uncompiled.*{reason}"):
         trainer = fit(agent(**SMALL), compile=True, **arguments)
     assert trainer.num_updates == 24
+
+
+@pytest.mark.parametrize(
+    ("agent", "reason"),
+    [
+        (TRPO(num_steps=16), "a line search decides by what it has found"),
+        (REINFORCE(num_episodes=1), "episodes have a length of their own"),
+    ],
+)
+def test_agents_whose_learning_step_is_no_graph_say_why(agent, reason, is_compiled):
+    with pytest.warns(UserWarning, match=f"compile=True: the learning step runs uncompiled.*{reason}"):
+        trainer = fit(agent, compile=True)
+    assert trainer.num_updates > 0 and is_compiled() == 0
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -49,12 +46,3 @@ def test_the_policy_moves_with_full_digits_in_any_precision(precision):
     _, plain = fit(max_steps=32)
     _, other = fit(max_steps=32, precision=precision)
     torch.testing.assert_close(policy(other).float(), policy(plain), rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch compiles with a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_a_line_search_cannot_be_compiled_and_that_is_said():
-    with pytest.warns(UserWarning, match="the learning step runs uncompiled, because torch could not"):
-        _, compiled = fit(compile=True)
-    torch.testing.assert_close(policy(compiled), policy(fit()[1]))

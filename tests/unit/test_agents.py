@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from rl_lightning.agents import A2C, DQN, PPO, TRPO, Agent
+from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, TRPO, Agent
 from rl_lightning.agents.on_policy import values_of_rollout
 from rl_lightning.envs.spaces import flatten_obs
 from rl_lightning.functional import normalize
@@ -32,13 +32,22 @@ DQNS = {
     "quantile": functools.partial(DQN, distribution="quantile", num_atoms=5),
     "implicit": functools.partial(DQN, distribution="implicit", num_atoms=5),
 }
-ON_POLICY = [pytest.param(make, id=make.__name__.lower()) for make in (PPO, A2C, TRPO)]
-AGENTS = [pytest.param(make, id=name) for name, make in {"ppo": PPO, "a2c": A2C, "trpo": TRPO, **DQNS}.items()]
+ON_POLICY = [pytest.param(make, id=make.__name__.lower()) for make in (PPO, A2C, TRPO, REINFORCE)]
+FEW = {"num_steps": 8}
+AGENTS = [
+    pytest.param(make, id=name)
+    for name, make in {"ppo": PPO, "a2c": A2C, "trpo": TRPO, "reinforce": REINFORCE, **DQNS}.items()
+]
 
 
 def built(agent, observation_space=BOX, action_space=TWO):
     agent.build(observation_space, action_space)
     return agent
+
+
+def few(make):
+    """Arguments with which `random_batches` is soon done."""
+    return {"num_episodes": 4} if make is REINFORCE else {"learning_starts": 64} if make in DQNS.values() else FEW
 
 
 def optimizer_step(agent):
@@ -72,7 +81,7 @@ def random_transition(agent, num_envs, seed=0):
 
 
 def random_batches(agent, num_envs=4):
-    """Everything that one rollout, or thirty steps of replay, give to learn from."""
+    """Everything that one rollout, or thirty steps of replay or of episodes, give to learn from."""
     memory = agent.make_memory(num_envs)
     memory.rng = np.random.default_rng(0)
     for seed in range(memory.num_steps if isinstance(memory, RolloutMemory) else 30):
@@ -117,7 +126,7 @@ def check_that_it_acts_and_learns(agent, dtype):
 @pytest.mark.parametrize("observations", OBSERVATIONS)
 @pytest.mark.parametrize("make", ON_POLICY)
 def test_actor_critics_serve_every_observation_space(make, observations):
-    check_that_it_acts_and_learns(built(make(num_steps=8), OBSERVATIONS[observations]), torch.int64)
+    check_that_it_acts_and_learns(built(make(**few(make)), OBSERVATIONS[observations]), torch.int64)
 
 
 @pytest.mark.parametrize("observations", OBSERVATIONS)
@@ -131,7 +140,7 @@ def test_dqn_serves_every_observation_space(name, observations):
 @pytest.mark.parametrize("make", ON_POLICY)
 def test_actor_critics_serve_every_action_space(make, actions):
     space, dtype = ACTIONS[actions]
-    check_that_it_acts_and_learns(built(make(num_steps=8), action_space=space), dtype)
+    check_that_it_acts_and_learns(built(make(**few(make)), action_space=space), dtype)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_arguments_are_remembered_and_copies_keep_them(make):
 
 @pytest.mark.parametrize("make", AGENTS)
 def test_a_state_dict_survives_a_checkpoint_file(make):
-    agent = built(make(**({"num_steps": 4} if make in (PPO, A2C, TRPO) else {"learning_starts": 64})))
+    agent = built(make(**(few(make))))
     step = optimizer_step(agent)
     for batch in random_batches(agent):
         agent.update(batch, step)
@@ -751,3 +760,70 @@ def test_trpo_s_value_loss_is_the_squared_error():
     batch = {"obs": torch.tensor([[0.0], [1.0]]), "action": torch.tensor([0, 1])}
     batch |= {"advantage": torch.zeros(2), "return": torch.tensor([3.0, 6.0])}
     assert losses_of(agent, batch) == {"value": pytest.approx(12.5)}
+
+
+# --- REINFORCE ---
+
+
+def reinforce(**kwargs):
+    """V(s) = 10 s, discount 0.5, a policy that is the same everywhere."""
+    defaults = {"discount": 0.5, "normalize_advantage": False}
+    agent = built(REINFORCE(**{**defaults, **kwargs}), spaces.Box(-9.0, 9.0, (1,), np.float32))
+    agent.network.value_layers = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(agent.network.value_layers.weight, 10.0)
+    torch.nn.init.zeros_(agent.network.policy_layers[-2].weight)
+    return agent
+
+
+def two_episodes(end="terminated"):
+    """States 0, 1 with rewards 1, 2, which ends the first in state 3; then state 2 with reward 4, which terminates."""
+    ends = torch.tensor([[False], [True], [False]])
+    last = torch.tensor([[False], [False], [True]])
+    return {
+        "obs": torch.tensor([[[0.0]], [[1.0]], [[2.0]]]),
+        "action": torch.tensor([[0], [1], [0]]),
+        "reward": torch.tensor([[1.0], [2.0], [4.0]]),
+        "next_obs": torch.tensor([[[1.0]], [[3.0]], [[9.0]]]),
+        "terminated": ends | last if end == "terminated" else last,
+        "truncated": ends if end == "truncated" else torch.zeros_like(ends),
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "baseline", "expected"),
+    [
+        ("terminated", False, [2.0, 2.0, 4.0]),  # 1 + 0.5 * 2; the next episode does not count
+        ("truncated", False, [2.0, 2.0, 4.0]),  # nothing is known of what was cut off
+        ("terminated", True, [2.0 - 0, 2.0 - 10, 4.0 - 20]),
+        ("truncated", True, [1 + 0.5 * 17 - 0, 2 + 0.5 * 30 - 10, 4.0 - 20]),  # V(3) = 30 goes on
+    ],
+)
+def test_reinforce_weighs_each_action_by_what_came_of_it(end, baseline, expected):
+    """The loss is the mean of log 2 times the advantage; the baseline's adds the squared error, which is the same."""
+    agent = reinforce(baseline=baseline, value_weight=0.1)
+    advantages = torch.tensor(expected)
+    value_loss = 0.1 * advantages.square().mean().item() if baseline else 0.0
+    loss = math.log(2) * advantages.mean().item() + value_loss
+    assert losses_of(agent, two_episodes(end)) == {"policy": pytest.approx(loss, rel=1e-5)}
+
+
+def test_reinforce_normalises_the_advantages_but_not_the_baseline_s_target():
+    """Equally likely actions: the normalised advantages add nothing, the squared errors 4, 64 and 256 do."""
+    agent = reinforce(normalize_advantage=True, value_weight=1.0, entropy_weight=0.5)
+    expected = 108.0 - 0.5 * math.log(2)
+    assert losses_of(agent, two_episodes()) == {"policy": pytest.approx(expected, rel=1e-5)}
+
+
+def test_reinforce_s_gradient_makes_good_actions_likelier():
+    agent = reinforce(baseline=False)
+    agent.update(two_episodes(), step=lambda name, loss: loss.backward())
+    gradient = agent.network.policy_layers[-2].bias.grad  # of logits that are equal: -(A_0 - A_1) / 2 / 3
+    torch.testing.assert_close(gradient, torch.tensor([-(2 + 4 - 2) / 6, (2 + 4 - 2) / 6]))
+
+
+def test_without_a_baseline_there_is_no_value_to_train():
+    agent = built(REINFORCE(baseline=False))
+    trained = {id(p) for group in agent.configure_optimizers()["policy"].param_groups for p in group["params"]}
+    assert trained == {*map(id, agent.network.policy_layers.parameters())}
+    batch = next(random_batches(agent))
+    assert "value_loss" not in agent.update(batch, ignore)

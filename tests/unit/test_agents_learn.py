@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_lightning.agents import A2C, DQN, PPO, TRPO
+from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, TRPO
 from rl_lightning.types import Transition
 from tests.unit.test_agents import optimizer_step
 
@@ -92,6 +92,14 @@ def test_trpo_learns_to_repeat(problem):
     action_space, wanted = PROBLEMS[problem]
     agent = TRPO(lr=3e-3, num_steps=16, max_kl=0.1, damping=0.01, num_epochs=2, num_minibatches=2, hidden_sizes=(32,))
     assert mean_reward_after(agent, action_space, 800) >= wanted
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_reinforce_learns_to_repeat(problem, baseline):
+    action_space, wanted = PROBLEMS[problem]
+    agent = REINFORCE(lr=3e-3, num_episodes=32, baseline=baseline, hidden_sizes=(32,))
+    assert mean_reward_after(agent, action_space, 1600) >= wanted
 
 
 RAINBOW = {"double": True, "dueling": True, "prioritized": True, "noisy": True, "distribution": "categorical"}

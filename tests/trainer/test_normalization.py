@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl_lightning import A2C, PPO, RLModule, Trainer, evaluate
+from rl_lightning import A2C, PPO, TRPO, RLModule, Trainer, evaluate
 from rl_lightning.callbacks import Evaluation
 from rl_lightning.envs import GymEnvModule
 from tests.trainer.helpers import quiet, small_ppo
@@ -11,7 +11,9 @@ from tests.trainer.helpers import quiet, small_ppo
 FLAGS = {"normalize_obs": True, "normalize_reward": True}
 
 
-@pytest.mark.parametrize("agent", [small_ppo(**FLAGS), A2C(num_steps=8, hidden_sizes=(16,), **FLAGS)])
+@pytest.mark.parametrize(
+    "agent", [small_ppo(**FLAGS), A2C(num_steps=8, hidden_sizes=(16,), **FLAGS), TRPO(num_steps=8, **FLAGS)]
+)
 def test_each_training_transition_counts_once(agent, tmp_path):
     trainer = Trainer(max_steps=320, steps_per_epoch=80, **quiet(Evaluation(num_episodes=3)))
     trainer.fit(RLModule(agent), GymEnvModule("CartPole-v1", num_envs=2))

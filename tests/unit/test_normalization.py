@@ -9,7 +9,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lightning.agents import A2C, PPO
+from rl_lightning.agents import A2C, PPO, TRPO
 from rl_lightning.nn import Normalization, RunningMoments
 from rl_lightning.types import ConfigurationError, Transition
 from tests.unit import test_agents_learn
@@ -166,7 +166,7 @@ def test_a2c_learns_from_what_it_acted_on():
     )
 
 
-@pytest.mark.parametrize("make", [PPO, A2C])
+@pytest.mark.parametrize("make", [PPO, A2C, TRPO])
 @pytest.mark.parametrize("action_space", [TWO, spaces.Box(-1.0, 1.0, (2,), np.float32)])
 def test_acting_on_the_host_gives_the_same_actions(make, action_space):
     agent = built(make(normalize_obs=True, hidden_sizes=(16,)), action_space=action_space)
@@ -178,7 +178,7 @@ def test_acting_on_the_host_gives_the_same_actions(make, action_space):
     torch.testing.assert_close(torch.from_numpy(agent.act_on_host(obs.numpy(), explore=False)[0]), by_torch)
 
 
-@pytest.mark.parametrize("make", [PPO, A2C])
+@pytest.mark.parametrize("make", [PPO, A2C, TRPO])
 def test_neither_acting_nor_evaluation_changes_the_statistics(make):
     agent = built(make(normalize_obs=True, normalize_reward=True))
     before = {name: value.clone() for name, value in agent.normalization.state_dict().items()}

@@ -86,15 +86,20 @@ class CategoricalReturn(Returns):
         self.register_buffer("atoms", torch.linspace(low, high, num_atoms), persistent=False)
 
     def mean(self, numbers: Tensor) -> Tensor:
-        return numbers.softmax(dim=-1) @ self.atoms
+        # no product of matrices, which autocast would round
+        return (self._in_full(numbers).softmax(dim=-1) * self.atoms).sum(dim=-1)
 
     def errors(
         self, numbers: Tensor, following: Tensor, reward: Tensor, discount: Tensor, fractions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         moved = reward.unsqueeze(1) + discount.unsqueeze(1) * self.atoms
-        target = categorical_projection(following.softmax(dim=-1), moved, self.atoms)
-        errors = F.kl_div(numbers.log_softmax(dim=-1), target, reduction="none").sum(dim=-1)
+        target = categorical_projection(self._in_full(following).softmax(dim=-1), moved, self.atoms)
+        errors = F.kl_div(self._in_full(numbers).log_softmax(dim=-1), target, reduction="none").sum(dim=-1)
         return errors, errors.detach().clamp(min=0.0)
+
+    def _in_full(self, numbers: Tensor) -> Tensor:
+        """In the precision of the atoms, where mixed precision gave less."""
+        return numbers.to(self.atoms.dtype)
 
 
 class QuantileReturn(Returns):

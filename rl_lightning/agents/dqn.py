@@ -179,7 +179,7 @@ class DQN(Agent):
             discount = self.discount ** batch["n"] if "n" in batch else torch.full_like(reward, self.discount)
             # a truncated episode still bootstraps
             discount = discount.masked_fill(terminated, 0.0)
-            following = self._following(batch["next_obs"])
+            following = self._following(batch["next_obs"], self.returns.draw_fractions(len(reward)))
             following.masked_fill_(terminated.view(-1, *[1] * (following.dim() - 1)), 0.0)  # 0 times infinity is NaN
         fractions = self.returns.draw_fractions(len(reward))
         numbers = self.network(batch["obs"], noise=self.is_noisy, fractions=fractions)
@@ -196,9 +196,8 @@ class DQN(Agent):
             polyak_update(self.target, self.network, tau=self.tau)
         return {"loss": loss.detach(), "q_mean": self.returns.mean(numbers.detach()).mean()}
 
-    def _following(self, next_obs: ObsTensor) -> Tensor:
+    def _following(self, next_obs: ObsTensor, fractions: Tensor | None) -> Tensor:
         """What the target network says of the best actions, [N] or [N, M]."""
-        fractions = self.returns.draw_fractions(_num_rows(next_obs))
         numbers: Tensor = self.target(next_obs, noise=self.is_noisy, fractions=fractions)
         chooser = self.network(next_obs, noise=self.is_noisy) if self.is_double else numbers
         return _of_action(numbers, self.returns.mean(chooser).argmax(dim=-1))
@@ -250,7 +249,3 @@ def _of_action(numbers: Tensor, action: Tensor) -> Tensor:
     if numbers.dim() == 2:
         return numbers.gather(1, action.unsqueeze(1)).squeeze(1)
     return numbers.gather(1, action.view(-1, 1, 1).expand(-1, 1, numbers.shape[2])).squeeze(1)
-
-
-def _num_rows(obs: ObsTensor) -> int:
-    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)

@@ -21,7 +21,18 @@ from rl_lightning.functional import conjugate_gradient, explained_variance, norm
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic, Distribution, Normalization
 from rl_lightning.optim import Adam
-from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
+from rl_lightning.types import (
+    Array,
+    Batch,
+    ConfigurationError,
+    Extras,
+    Metrics,
+    ObsArray,
+    ObsTensor,
+    StepFn,
+    check_counts,
+    tree_map,
+)
 
 BACKTRACK = 0.5
 """How much of the last step the line search tries next."""
@@ -78,11 +89,10 @@ class TRPO(Agent):
         activation: str = "tanh",
     ) -> None:
         super().__init__()
-        if not (max_kl > 0 and damping >= 0 and num_products >= 1 and num_backtracks >= 0):
-            raise ConfigurationError(
-                f"TRPO(max_kl={max_kl}, damping={damping}, num_products={num_products}, "
-                f"num_backtracks={num_backtracks}): max_kl must be above 0, num_products at least 1, the others 0."
-            )
+        check_counts(num_epochs=num_epochs, num_minibatches=num_minibatches, num_products=num_products)
+        if not (max_kl > 0 and damping >= 0 and num_backtracks >= 0):
+            given = f"max_kl={max_kl}, damping={damping}, num_backtracks={num_backtracks}"
+            raise ConfigurationError(f"TRPO({given}): max_kl must be above 0, the others at least 0.")
         self.lr = lr
         self.discount = discount
         self.trace_decay = trace_decay

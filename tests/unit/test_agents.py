@@ -235,6 +235,7 @@ def test_an_agent_without_its_required_arguments_says_so_and_others_can_be_copie
         (lambda: DQN(target_update_every=0), "target_update_every=0.*at least 1"),
         (lambda: TRPO(max_kl=0.0), "max_kl=0.0.*above 0"),
         (lambda: TRPO(num_products=0), "num_products=0.*at least 1"),
+        (lambda: TRPO(num_epochs=0), "num_epochs=0: .*at least 1"),
         (lambda: DQN(epsilon=2.0), "epsilon=2.0.*from 0 to 1"),
         (lambda: DQN(distribution="normal"), "distribution='normal'.*'categorical', 'quantile', 'implicit'"),
         (lambda: DQN(distribution="categorical", num_atoms=1), "num_atoms=1.*at least 2"),
@@ -440,7 +441,7 @@ def test_the_best_action_has_the_highest_mean(distribution):
     assert agent.act(torch.ones(1, 1), explore=False)[0].tolist() == [0]
     agent.network.rows.data[1] = agent.network.rows.data[1].flip(0)
     assert agent.act(torch.ones(1, 1), explore=False)[0].tolist() == [1]
-    following = agent._following(torch.ones(1, 1))  # what the target says of the trained network's choice
+    following = agent._following(torch.ones(1, 1), None)  # what the target says of the trained network's choice
     torch.testing.assert_close(following, agent.target.rows[1, 1:2])
 
 

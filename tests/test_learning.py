@@ -1,7 +1,8 @@
-"""The examples learn: slow, and a bounded few of them in CI. The README's table has five seeds of each."""
+"""The examples and configs learn: slow, and a bounded few of them in CI. The README's table has five seeds of each."""
 
 import pytest
 
+from tests.benchmarks.learning import run
 from tests.test_examples import EXAMPLES, load
 
 PATHS = {path.stem: path for path in EXAMPLES}
@@ -23,3 +24,22 @@ PATHS = {path.stem: path for path in EXAMPLES}
 )
 def test_the_best_agent_is_good_in_fresh_episodes(name, score, tmp_path):
     assert load(PATHS[name]).main(seed=0, root=str(tmp_path)) >= score
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("config", "score"),
+    [
+        pytest.param("trpo_cartpole", 475, marks=pytest.mark.ci),
+        pytest.param("reinforce_cartpole", 475, marks=pytest.mark.ci),
+        ("trpo_pendulum", -230),
+        ("qrdqn_cartpole", 475),
+        ("c51_cartpole", 475),
+        ("iqn_cartpole", 475),
+        ("rainbow_cartpole", 475),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")  # pytest has arguments of its own
+def test_the_best_agent_of_a_config_is_good_in_fresh_episodes(config, score):
+    assert run(config, seed=0, num_episodes=20, overrides=[])["best"] >= score

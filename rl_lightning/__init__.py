@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rl_lightning.agents import A2C, DQN, PPO, Agent
+from rl_lightning.agents import A2C, DQN, PPO, SAC, Agent
 from rl_lightning.evaluation import evaluate
 from rl_lightning.types import ConfigurationError, EnvError, NonFiniteError, ShapeError, Transition, WorkerError
 
@@ -18,6 +18,7 @@ __all__ = [
     "A2C",
     "DQN",
     "PPO",
+    "SAC",
     "Agent",
     "ConfigurationError",
     "EnvError",

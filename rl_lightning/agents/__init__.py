@@ -7,5 +7,6 @@ from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.dqn import DQN
 from rl_lightning.agents.foreign import ForeignAgent, as_agent
 from rl_lightning.agents.ppo import PPO
+from rl_lightning.agents.sac import SAC
 
-__all__ = ["A2C", "DQN", "PPO", "Agent", "ForeignAgent", "as_agent"]
+__all__ = ["A2C", "DQN", "PPO", "SAC", "Agent", "ForeignAgent", "as_agent"]

@@ -43,6 +43,13 @@ def check_tau(agent: object, tau: float) -> None:
         raise ConfigurationError(f"{type(agent).__name__}(tau={tau}): tau must be in (0, 1].")
 
 
+def check_not_negative(agent: object, **numbers: float) -> None:
+    """Raise ConfigurationError unless each number is at least 0; it is named."""
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ConfigurationError(f"{type(agent).__name__}({name}={number}): {name} must be at least 0.")
+
+
 def bootstrapped(batch: Batch, next_value: Tensor, *, discount: float) -> Tensor:
     """What the critics are to say: reward + discount ** n * next_value, n being 1 without n-step returns.
 

@@ -29,12 +29,13 @@ class SquashedGaussian:
         self.log_std = log_std
 
     def sample(self) -> Tensor:
-        """[N, D] in -1..1."""
-        return torch.addcmul(self.mean, self.log_std.exp(), torch.randn_like(self.mean)).tanh()
+        """[N, D] in -1..1; no gradient flows through it."""
+        mean = self.mean.detach()
+        return torch.addcmul(mean, self.log_std.detach().exp(), torch.randn_like(mean)).tanh()
 
     def mode(self) -> Tensor:
         """[N, D], the squashed mean."""
-        return self.mean.tanh()
+        return self.mean.detach().tanh()
 
     def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
         """Actions [N, D] that gradients flow through, and their log-densities [N]."""

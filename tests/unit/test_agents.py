@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from rl_lightning.agents import A2C, DQN, PPO, Agent
+from rl_lightning.agents import A2C, DDPG, DQN, PPO, SAC, TD3, Agent
 from rl_lightning.agents.on_policy import values_of_rollout
 from rl_lightning.envs.spaces import flatten_obs
 from rl_lightning.memory import RolloutMemory
@@ -22,11 +22,11 @@ from rl_lightning.types import ConfigurationError, Transition, tree_map
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 TWO = spaces.Discrete(2)
-AGENTS = [PPO, A2C, DQN]
+AGENTS = [PPO, A2C, DQN, SAC, TD3, DDPG]
 
 
-def built(agent, observation_space=BOX, action_space=TWO):
-    agent.build(observation_space, action_space)
+def built(agent, observation_space=BOX, action_space=None):
+    agent.build(observation_space, action_space or (BOX if isinstance(agent, TD3 | DDPG) else TWO))
     return agent
 
 
@@ -171,7 +171,7 @@ def test_arguments_are_remembered_and_copies_keep_them(make):
 
 @pytest.mark.parametrize("make", AGENTS)
 def test_a_state_dict_survives_a_checkpoint_file(make):
-    agent = built(make(**({"learning_starts": 64} if make is DQN else {"num_steps": 4})))
+    agent = built(make(**({"num_steps": 4} if make in (PPO, A2C) else {"learning_starts": 64})))
     step = optimizer_step(agent)
     for batch in random_batches(agent):
         agent.update(batch, step)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch._dynamo
 
-from rl_lightning import A2C, DQN, PPO, NonFiniteError, RLModule, Trainer
+from rl_lightning import A2C, DDPG, DQN, PPO, SAC, TD3, NonFiniteError, RLModule, Trainer
 from rl_lightning.callbacks import LinearInterpolation
 from rl_lightning.envs import GymEnvModule
 from tests.trainer.helpers import quiet
@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # torch's compiler imports its own old parts
 ]
 
+REPLAY = {"batch_size": 16, "learning_starts": 40, "hidden_sizes": (16,)}
 AGENTS = {
     "ppo": lambda: PPO(num_steps=16, num_minibatches=2, hidden_sizes=(16,), entropy_weight=0.01),
     "a2c": lambda: A2C(num_steps=8, hidden_sizes=(16,)),
@@ -32,7 +33,12 @@ AGENTS = {
         final_epsilon=1.0,  # what is learned does not decide what is done: rounding cannot grow
         target_update_every=5,
     ),
+    "sac": lambda: SAC(**REPLAY),
+    "sac, discrete": lambda: SAC(**REPLAY),
+    "td3": lambda: TD3(**REPLAY),
+    "ddpg": lambda: DDPG(**REPLAY),
 }
+ENVS = {"sac": "Pendulum-v1", "td3": "Pendulum-v1", "ddpg": "Pendulum-v1"}
 
 
 def fit(agent, *, env="CartPole-v1", module=RLModule, **arguments):
@@ -58,11 +64,11 @@ def is_compiled(monkeypatch):
 def test_the_same_weights_to_rounding(name, is_compiled):
     """Few steps, with a learning rate that falls: differences of rounding have not grown yet."""
     falling = {"callbacks": [LinearInterpolation("learning_rate", start_value=1e-3, stop_value=1e-4)]}
-    plain, compiled = AGENTS[name](), AGENTS[name]()
-    fit(plain, **falling)
+    plain, compiled, env = AGENTS[name](), AGENTS[name](), ENVS.get(name, "CartPole-v1")
+    fit(plain, env=env, **falling)
     assert is_compiled() == 0
     falling = {"callbacks": [LinearInterpolation("learning_rate", start_value=1e-3, stop_value=1e-4)]}
-    trainer = fit(compiled, compile=True, **falling)
+    trainer = fit(compiled, env=env, compile=True, **falling)
     assert is_compiled() >= 1
     assert trainer.num_updates > 5
     torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-5)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rl_lightning.nn.encoders import make_encoder
 from rl_lightning.types import ObsTensor
@@ -66,6 +65,6 @@ def _values(features: Tensor, action: Tensor | None, weights: list[Tensor], bias
     x = features if action is None else torch.cat([features, action], dim=1)
     x = x.expand(len(weights[0]), *x.shape)
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = F.relu(torch.baddbmm(bias, x, weight))
+        x = torch.bmm(x, weight).add_(bias).relu_()  # compiled, one kernel after the product
     values = torch.baddbmm(biases[-1], x, weights[-1])
     return values if action is None else values.squeeze(-1)

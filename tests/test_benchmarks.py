@@ -30,8 +30,9 @@ QUICK = ("ours", "tight loop", "gymnasium", "PFRL", "SB3")
         ({"ppo_cartpole": 1_024, "idle_cartpole": 500, "idle_vector": 100, "evaluation_cartpole": 3}, QUICK),
         ({"dqn_cartpole": 300, "replay_sample": 10, "replay_add": 1_000}, QUICK),
         ({"a2c_cartpole": 1_600}, ()),
+        ({"sac_pendulum": 270, "td3_pendulum": 270}, QUICK),
     ],
-    ids=["ppo", "dqn", "a2c"],
+    ids=["ppo", "dqn", "a2c", "pendulum"],
 )
 def test_the_runner(works, only, tmp_path, monkeypatch):
     monkeypatch.setenv("FILLED", "1000")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, TRPO, Agent
+from rl_lightning.agents import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TRPO, Agent
 from rl_lightning.evaluation import evaluate
 from rl_lightning.types import ConfigurationError, EnvError, NonFiniteError, ShapeError, Transition, WorkerError
 
@@ -16,9 +16,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "A2C",
+    "DDPG",
     "DQN",
     "PPO",
     "REINFORCE",
+    "SAC",
+    "TD3",
     "TRPO",
     "Agent",
     "ConfigurationError",

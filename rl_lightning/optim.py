@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -235,8 +236,12 @@ class Adam(PackedOptimizer, torch.optim.Adam):
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        deviation = (square / (1 - beta2**step)).sqrt() + group["eps"]
-        parameter.sub_(lr / (1 - beta1**step) * mean / deviation)
+        # Written so that each correction is used twice, and of exponentials: the compiler then computes it once, where
+        # it would compute a power anew for every few numbers.
+        correction1 = 1 - torch.exp(step * math.log(beta1))
+        correction2 = (1 - torch.exp(step * math.log(beta2))).sqrt()
+        deviation = correction1 * square.sqrt() + group["eps"] * (correction1 * correction2)
+        parameter.sub_(lr * correction2 * mean / deviation)
 
 
 class RMSprop(PackedOptimizer, torch.optim.RMSprop):

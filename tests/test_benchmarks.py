@@ -31,8 +31,9 @@ QUICK = ("ours", "tight loop", "gymnasium", "PFRL", "SB3")
         ({"dqn_cartpole": 300, "replay_sample": 10, "replay_add": 1_000}, QUICK),
         ({"prioritized_sample": 10, "prioritized_step": 10, "prioritized_add": 1_000}, QUICK),
         ({"a2c_cartpole": 1_600}, ()),
+        ({"sac_pendulum": 270, "td3_pendulum": 270}, QUICK),
     ],
-    ids=["ppo", "dqn", "prioritized", "a2c"],
+    ids=["ppo", "dqn", "prioritized", "a2c", "pendulum"],
 )
 def test_the_runner(works, only, tmp_path, monkeypatch):
     monkeypatch.setenv("FILLED", "1000")

@@ -19,6 +19,9 @@ PATHS = {path.stem: path for path in EXAMPLES}
         # one seed, and other processors round differently: the claim of -200 is for the median of five
         pytest.param("ppo_pendulum", -230, marks=pytest.mark.ci),
         ("dqn_acrobot", -100),
+        ("sac_pendulum", -200),
+        ("td3_pendulum", -200),
+        ("ddpg_pendulum", -200),
         ("new_algorithm", 475),
     ],
 )
@@ -43,3 +46,11 @@ def test_the_best_agent_is_good_in_fresh_episodes(name, score, tmp_path):
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter:UserWarning")  # pytest has arguments of its own
 def test_the_best_agent_of_a_config_is_good_in_fresh_episodes(config, score):
     assert run(config, seed=0, num_episodes=20, overrides=[])["best"] >= score
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+def test_sac_has_learned_most_after_a_fifth_of_its_steps(tmp_path):
+    """An untrained agent gets -1,200 or so."""
+    assert load(PATHS["sac_pendulum"]).main(max_steps=4_000, seed=0, root=str(tmp_path)) >= -300

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -21,11 +21,14 @@ def polyak_update(target: nn.Module, online: nn.Module, *, tau: float) -> None:
     Source:
         Lillicrap et al., 2016, section 3. arXiv:1509.02971.
     """
-    for ours, theirs in zip(target.parameters(), online.parameters(), strict=True):
-        if tau == 1.0:
-            ours.copy_(theirs)
-        else:
-            ours.lerp_(theirs, tau)
+    ours: list[Tensor] = list(target.parameters())
+    theirs: list[Tensor] = list(online.parameters())
+    if len(ours) != len(theirs):
+        raise ValueError(f"the target has {len(ours)} parameters, the network that it follows {len(theirs)}.")
+    if ours and tau == 1.0:
+        torch._foreach_copy_(ours, theirs)
+    elif ours:
+        torch._foreach_lerp_(ours, theirs, tau)
     for copied, buffer in zip(target.buffers(), online.buffers(), strict=True):
         copied.copy_(buffer)
 

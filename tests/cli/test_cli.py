@@ -75,7 +75,7 @@ def test_examples_are_the_same_runs_in_python(path):
     assert agent["class_path"].rpartition(".")[2] in source
     for name, value in agent["init_args"].items():
         written = tuple(value) if isinstance(value, list) else value
-        texts = {repr(written), f"{written:_}" if isinstance(written, int) else "", f"{written!r}"}
+        texts = {repr(written), f"{written:_}" if isinstance(written, int) else "", repr(written).replace("'", '"')}
         texts |= (
             {f"{written:.{digits}e}".replace("e-0", "e-") for digits in (0, 1)} if isinstance(value, float) else set()
         )

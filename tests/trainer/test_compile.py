@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch._dynamo
 
-from rl_lightning import A2C, DQN, PPO, REINFORCE, TRPO, NonFiniteError, RLModule, Trainer
+from rl_lightning import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TRPO, NonFiniteError, RLModule, Trainer
 from rl_lightning.callbacks import LinearInterpolation
 from rl_lightning.envs import GymEnvModule
 from tests.trainer.helpers import quiet
@@ -21,10 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # torch's compiler imports its own old parts
 ]
 
+TINY = {"batch_size": 16, "learning_starts": 40, "hidden_sizes": (16,)}
 REPLAY = {
-    "batch_size": 16,
-    "learning_starts": 40,
-    "hidden_sizes": (16,),
+    **TINY,
     "epsilon": 1.0,  # what is learned does not decide what is done: rounding cannot grow
     "final_epsilon": 1.0,
     "target_update_every": 5,
@@ -37,7 +36,12 @@ AGENTS = {
     "dqn": lambda: DQN(**REPLAY),
     "rainbow": lambda: DQN(**REPLAY, **RAINBOW, distribution="categorical"),
     "implicit": lambda: DQN(**REPLAY, distribution="implicit"),
+    "sac": lambda: SAC(**TINY),
+    "sac, discrete": lambda: SAC(**TINY),
+    "td3": lambda: TD3(**TINY),
+    "ddpg": lambda: DDPG(**TINY),
 }
+ENVS = {"sac": "Pendulum-v1", "td3": "Pendulum-v1", "ddpg": "Pendulum-v1"}
 
 
 def fit(agent, *, env="CartPole-v1", module=RLModule, **arguments):
@@ -63,11 +67,11 @@ def is_compiled(monkeypatch):
 def test_the_same_weights_to_rounding(name, is_compiled):
     """Few steps, with a learning rate that falls: differences of rounding have not grown yet."""
     falling = {"callbacks": [LinearInterpolation("learning_rate", start_value=1e-3, stop_value=1e-4)]}
-    plain, compiled = AGENTS[name](), AGENTS[name]()
-    fit(plain, **falling)
+    plain, compiled, env = AGENTS[name](), AGENTS[name](), ENVS.get(name, "CartPole-v1")
+    fit(plain, env=env, **falling)
     assert is_compiled() == 0
     falling = {"callbacks": [LinearInterpolation("learning_rate", start_value=1e-3, stop_value=1e-4)]}
-    trainer = fit(compiled, compile=True, **falling)
+    trainer = fit(compiled, env=env, compile=True, **falling)
     assert is_compiled() >= 1
     assert trainer.num_updates > 5
     torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-5)

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, TRPO, Agent
+from rl_lightning.agents import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TRPO, Agent
 from rl_lightning.agents.on_policy import values_of_rollout
 from rl_lightning.envs.spaces import flatten_obs
 from rl_lightning.functional import normalize
@@ -32,22 +32,25 @@ DQNS = {
     "quantile": functools.partial(DQN, distribution="quantile", num_atoms=5),
     "implicit": functools.partial(DQN, distribution="implicit", num_atoms=5),
 }
+CONTINUOUS = {"sac": SAC, "td3": TD3, "ddpg": DDPG}
 ON_POLICY = [pytest.param(make, id=make.__name__.lower()) for make in (PPO, A2C, TRPO, REINFORCE)]
 FEW = {"num_steps": 8}
 AGENTS = [
     pytest.param(make, id=name)
-    for name, make in {"ppo": PPO, "a2c": A2C, "trpo": TRPO, "reinforce": REINFORCE, **DQNS}.items()
+    for name, make in {"ppo": PPO, "a2c": A2C, "trpo": TRPO, "reinforce": REINFORCE, **DQNS, **CONTINUOUS}.items()
 ]
 
 
-def built(agent, observation_space=BOX, action_space=TWO):
-    agent.build(observation_space, action_space)
+def built(agent, observation_space=BOX, action_space=None):
+    agent.build(observation_space, action_space or (BOX if isinstance(agent, TD3 | DDPG) else TWO))
     return agent
 
 
 def few(make):
     """Arguments with which `random_batches` is soon done."""
-    return {"num_episodes": 4} if make is REINFORCE else {"learning_starts": 64} if make in DQNS.values() else FEW
+    if make is REINFORCE:
+        return {"num_episodes": 4}
+    return {"learning_starts": 64} if make in {**DQNS, **CONTINUOUS}.values() else FEW
 
 
 def optimizer_step(agent):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rl_lightning.agents import A2C, DQN, PPO, REINFORCE, TRPO
+from rl_lightning.agents import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TRPO
 from rl_lightning.types import Transition
 from tests.unit.test_agents import optimizer_step
 
@@ -122,6 +122,21 @@ def test_dqn_learns_to_repeat(name):
     pace = {"learning_starts": 64, "update_every": 8, "updates_per_step": 0.125, "target_update_every": 50}
     agent = DQN(lr=3e-3, epsilon_steps=1000, hidden_sizes=(32,), **pace, **FLAGS[name])
     assert mean_reward_after(agent, spaces.Discrete(3), 500) >= 0.95
+
+
+REPLAY = {"lr": 3e-3, "discount": 0.9, "learning_starts": 200, "updates_per_step": 0.125, "hidden_sizes": (32,)}
+
+
+@pytest.mark.parametrize("problem", ["discrete", "box"])
+def test_sac_learns_to_repeat(problem):
+    action_space, wanted = PROBLEMS[problem]
+    assert mean_reward_after(SAC(**REPLAY, entropy_weight=0.1, batch_size=64), action_space, 500) >= wanted
+
+
+@pytest.mark.parametrize("make", [TD3, DDPG])
+def test_deterministic_policies_learn_to_repeat(make):
+    action_space, wanted = PROBLEMS["box"]
+    assert mean_reward_after(make(**REPLAY, batch_size=64), action_space, 500) >= wanted
 
 
 @pytest.mark.parametrize("name", ["plain", "prioritized", "categorical", "quantile", "implicit", "rainbow"])

@@ -238,8 +238,9 @@ class Adam(PackedOptimizer, torch.optim.Adam):
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         # Written so that each correction is used twice, and of exponentials: the compiler then computes it once, where
         # it would compute a power anew for every few numbers.
-        correction1 = 1 - torch.exp(step * math.log(beta1))
-        correction2 = (1 - torch.exp(step * math.log(beta2))).sqrt()
+        log1, log2 = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
+        correction1 = 1 - torch.exp(step * log1)
+        correction2 = (1 - torch.exp(step * log2)).sqrt()
         deviation = correction1 * square.sqrt() + group["eps"] * (correction1 * correction2)
         parameter.sub_(lr * correction2 * mean / deviation)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from rl_lightning.memory import ReplayMemory
@@ -76,7 +75,8 @@ def squared_error(value: Tensor, target: Tensor, batch: Batch) -> Tensor:
         target: [N].
     """
     error = value - target
-    if "weight" not in batch:
-        return error.square().mean(dim=1).sum()
-    batch["td_error"] = error.detach().abs().mean(dim=0)
-    return torch.mv(error.square(), batch["weight"]).sum() / error.shape[1]
+    squared = error.square()
+    if "weight" in batch:
+        squared = squared * batch["weight"]
+        batch["td_error"] = error.detach().abs().mean(dim=0)
+    return squared.mean(dim=1).sum()

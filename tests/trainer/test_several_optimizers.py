@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from rl_lightning import DDPG, SAC, TD3, RLModule, Trainer
 from rl_lightning.envs import GymEnvModule
+from rl_lightning.memory import ReplayMemory
 from tests.trainer.helpers import quiet
 
 SMALL = {"batch_size": 16, "learning_starts": 20, "hidden_sizes": (16,), "buffer_size": 500}
@@ -122,3 +123,12 @@ def test_several_envs_learn_as_often_for_each_env_step(make, updates_per_step, e
     agent = make(updates_per_step=updates_per_step, **SMALL)
     assert fit(agent, num_envs=4, max_steps=200).num_updates == expected
     assert agent.warm_up.steps_left == 0
+
+
+@AGENTS
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_they_learn_from_priorities(make, precision):
+    """The memory raises where no errors come back."""
+    memory = ReplayMemory(500, num_envs=1, batch_size=16, learning_starts=20, alpha=0.6)
+    trainer = fit(make(**SMALL), module=lambda agent: RLModule(agent, memory), precision=precision)
+    assert trainer.num_updates == 40

@@ -184,3 +184,17 @@ def test_a_step_between_forward_and_backward_is_an_error():
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.99), (0.5, 0.0)])
+def test_the_formula_for_the_compiler_gives_the_same_numbers(betas):
+    parameter, moments = torch.ones(5), [torch.zeros(5), torch.zeros(5)]
+    other = torch.nn.Parameter(torch.ones(5))
+    ours, torch_s = (make([other], lr=0.1, betas=betas) for make in (Adam, torch.optim.Adam))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 5):
+        other.grad = torch.randn(5, generator=generator)
+        lr, count = torch.tensor(0.1), torch.tensor(float(step))
+        ours.formula(ours.param_groups[0], parameter, other.grad, moments, count, lr)
+        torch_s.step()
+        torch.testing.assert_close(parameter, other.detach(), rtol=1e-4, atol=1e-6)

@@ -75,6 +75,7 @@ class Supervisor:
         self._rung = False
         self._inbox: list[tuple[int, Any]] = []
         self._failures: list[WorkerError] = []
+        self._has_raised = False
         self._check_every_s = min(1.0, self._timeout_s / 4)
         self._next_check = 0.0
         self._pid = os.getpid()
@@ -108,6 +109,7 @@ class Supervisor:
         self._end(number)
         self._inbox = [item for item in self._inbox if item[0] != number]
         self._failures = [error for error in self._failures if error.number != number]
+        self._has_raised = False
         function, args = self._work[number]
         self.start(number, function, *args)
 
@@ -134,12 +136,15 @@ class Supervisor:
             inbox, self._inbox = self._inbox, []
             rung, self._rung = self._rung, False
             if self._failures and not inbox:
+                self._has_raised = True
                 raise self._failures.pop(0)
             if inbox or rung or not self.running or time.monotonic() >= deadline:
                 return inbox
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Ask every worker to end, and end those that do not: nothing of them is left. May be called twice.
+
+        What goes wrong meanwhile is a warning, unless `poll` has raised an error already.
 
         Args:
             grace_s: how long they may take. What they send meanwhile comes with the next `poll`. 0: end them now.
@@ -157,7 +162,7 @@ class Supervisor:
         complaints = [f"while it was to stop, {error}" for error in self._failures]
         complaints += [f"{process} did not stop within {grace_s:g} s, and was ended." for process in late if grace_s]
         self._failures.clear()
-        if complaints:
+        if complaints and not self._has_raised:
             warnings.warn("\n".join(complaints), RuntimeWarning, stacklevel=2)
 
     def _ask_to_stop(self, grace_s: float) -> list[WorkerProcess]:

@@ -557,7 +557,8 @@ def test_a_hundred_starts_and_stops_leave_nothing():
     def resources() -> tuple[int, int, list[str]]:
         gc.collect()
         this = psutil.Process()
-        return this.num_fds(), len(this.children(recursive=True)), sorted(os.listdir("/dev/shm"))
+        segments = [name for name in os.listdir("/dev/shm") if str(this.pid) in name]  # others have theirs there, too
+        return this.num_fds(), len(this.children(recursive=True)), segments
 
     def work(context, block, counter, tensor):
         block["rows"][context.number] = counter.take()
@@ -566,11 +567,10 @@ def test_a_hundred_starts_and_stops_leave_nothing():
 
     def once(method: str) -> None:
         block, tensor = SharedBlock({"rows": ((2,), "i8")}), torch.zeros(2).share_memory_()
-        supervisor = Supervisor(2, start_method=method)
-        for number in range(2):
-            supervisor.start(number, work, block, Counter(), tensor)
+        supervisor = Supervisor(1, start_method=method)
+        supervisor.start(0, work, block, Counter(), tensor)
         supervisor.stop(PATIENCE_S)
-        assert tensor.tolist() == [2.0, 2.0]
+        assert tensor.tolist() == [1.0, 1.0]
 
     for method in ("fork", "forkserver"):
         once(method)  # the fork server and multiprocessing's own helper stay

@@ -97,7 +97,7 @@ class FaultyEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 @contextlib.contextmanager
 def kill_at_step(
-    pid: int | Callable[[], int], count: Callable[[], int], step: int, *, sig: int = signal.SIGKILL
+    pid: int | Callable[[], int], count: Callable[[], int], step: int, *, sig: int | None = None
 ) -> Iterator[None]:
     """Send a signal to a process, once, as soon as a count has come to `step`, while the body of the `with` runs.
 
@@ -105,7 +105,7 @@ def kill_at_step(
         pid: of the process, or what finds it out at that moment.
         count: gives the count, such as `lambda: trainer.global_step`; asked a thousand times a second, in a thread.
         step: which count it is.
-        sig: the signal.
+        sig: the signal. None: SIGKILL.
     Raises:
         RuntimeError: the body has ended and the count never came to it.
     """
@@ -114,7 +114,7 @@ def kill_at_step(
     def watch() -> None:
         while not over.wait(0.001):
             if count() >= step:
-                os.kill(pid() if callable(pid) else pid, sig)
+                os.kill(pid() if callable(pid) else pid, signal.SIGKILL if sig is None else sig)
                 sent.set()
                 return
 

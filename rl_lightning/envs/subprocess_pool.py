@@ -9,13 +9,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import Space
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from rl_lightning.envs.actions import ActionReader
 from rl_lightning.envs.checks import as_rewards
 from rl_lightning.envs.observations import ObsReader
 from rl_lightning.envs.pool import EnvPool, Mask, Seeds, Step
+from rl_lightning.envs.subprocess_envs import SubprocessEnvs
 from rl_lightning.envs.subprocess_worker import CALL, RESET, SET, block_of, obs_in, step_envs
 from rl_lightning.types import Array, ConfigurationError, EnvError, ObsArray, WorkerError, check_counts, tree_map
 from rl_lightning.workers import Supervisor
@@ -214,6 +213,7 @@ class SubprocessPool(EnvPool):
         """End the workers, which close their envs. May be called twice."""
         if not self._closed:
             self._closed = True
+            self._error = self._error or RuntimeError("this pool is closed: make another one")
             self._supervisor.stop()
 
     # ---- the workers -------------------------------------------------------------------------------------------------
@@ -281,38 +281,6 @@ class SubprocessPool(EnvPool):
             stacklevel=4,
         )
         return lost if self._resting is None else lost & ~self._resting
-
-
-class SubprocessEnvs(VectorEnv[Any, Any, Any]):
-    """The envs of a `SubprocessPool`, as hooks see them: to be looked at and called, and stepped by the pool alone."""
-
-    def __init__(self, pool: SubprocessPool) -> None:
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
-        self._pool, self.num_envs = pool, pool.num_envs
-        self.single_observation_space, self.single_action_space = pool.observation_space, pool.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call the method `name` of each env; of an attribute that is no method, its value."""
-        return tuple(self._pool.call(name, *args, **kwargs))
-
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """The attribute `name` of each env."""
-        return self.call(name)
-
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set the attribute `name` of each env: to the value, or each to its own from a list or tuple."""
-        each = values if isinstance(values, list | tuple) else [values] * self.num_envs
-        self._pool.set_attribute(name, each)
-
-    def render(self) -> tuple[Any, ...]:
-        """What each env draws."""
-        return self.call("render")
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """End the workers, which close their envs."""
-        self._pool.close()
 
 
 def _either(mask: Mask | None, other: Mask | None) -> Mask:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import select
 import socket
 import struct
 from typing import NamedTuple
@@ -11,6 +13,16 @@ _CHUNK = 1 << 16
 
 RING, MESSAGE, FAILURE, DONE = range(4)
 """Kinds of frames: wake up; a pickled object; a worker's traceback; its work is done."""
+
+
+def wait_for(fd: int, event: int, timeout_s: float | None) -> bool:
+    """Whether `event` (`select.POLLIN`, `POLLOUT`) or the other side's end comes in that time. None: wait for ever.
+
+    Unlike `select.select`, this takes descriptors above 1,023.
+    """
+    poller = select.poll()
+    poller.register(fd, event)
+    return bool(poller.poll(None if timeout_s is None else math.ceil(1000 * timeout_s)))
 
 
 class Frame(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing.util
 import os
 import pickle
@@ -17,7 +16,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import torch
 
-from rl_lightning.workers.channel import DONE, FAILURE, MESSAGE, RING, Channel
+from rl_lightning.workers.channel import DONE, FAILURE, MESSAGE, RING, Channel, wait_for
 from rl_lightning.workers.parcel import Parcel
 from rl_lightning.workers.shared import SharedBlock, SharedFd
 
@@ -111,7 +110,7 @@ class WorkerContext:
         self._beat[0] = WAITS_FOR_PARENT
         try:
             if timeout_s is not None:
-                select.select([self._channel], [], [], timeout_s)
+                wait_for(self._channel.fileno(), select.POLLIN, timeout_s)
             return self._read(wait=timeout_s is None)
         finally:
             self.beat()
@@ -124,7 +123,7 @@ class WorkerContext:
             return
         self._beat[0] = WAITS_FOR_PARENT
         while not self._channel.flush():
-            select.select([], [self._channel], [])
+            wait_for(self._channel.fileno(), select.POLLOUT, None)
         self.beat()
 
     def report_end(self, error: BaseException | None) -> None:
@@ -143,10 +142,12 @@ class WorkerContext:
         """
         fd = self._lifeline.fd
         if sys.platform == "linux":
+            import fcntl  # Windows, where all else can be imported, has none
+
             fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-            if select.select([fd], [], [], 0.0)[0]:  # it died before this
+            if wait_for(fd, select.POLLIN, 0.0):  # it died before this
                 os.kill(os.getpid(), signal.SIGKILL)
         else:
             threading.Thread(target=_die_at_end_of, args=(fd,), daemon=True).start()
@@ -182,7 +183,9 @@ def run_worker(tools: Parcel, work: Parcel, environ: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    os.environ.update(environ)  # a fork server has what was there when it began
+    for name in os.environ.keys() - environ.keys():  # a fork server has what was there when it began
+        del os.environ[name]
+    os.environ.update(environ)
     (context,) = tools.open()
     context.die_with_parent()
     context.beat()

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from multiprocessing import spawn
 from typing import Any
 
 from rl_lightning.types import ConfigurationError
-from rl_lightning.workers.channel import Channel
+from rl_lightning.workers.channel import Channel, wait_for
 from rl_lightning.workers.context import WorkerContext, run_worker
 from rl_lightning.workers.parcel import Parcel
 from rl_lightning.workers.shared import SharedBlock, SharedFd
@@ -26,6 +27,8 @@ START_METHODS = ("forkserver", "spawn", "fork")
 REAP_S = 5.0
 """How long a killed process may take to be gone."""
 
+_one_at_a_time = threading.RLock()
+"""What starts a process changes things for a moment that all threads share."""
 _alive: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
 
@@ -58,7 +61,7 @@ class WorkerProcess:
         )
         _alive.add(self)
         try:
-            with _starting(method):
+            with _one_at_a_time, _starting(method):
                 self._process.start()
         except BaseException:
             self._close()
@@ -102,7 +105,7 @@ class WorkerProcess:
 
     def _reap(self) -> None:
         if self._pidfd is not None:
-            select.select([self._pidfd.fd], [], [], REAP_S)
+            wait_for(self._pidfd.fd, select.POLLIN, REAP_S)
         if self._process.exitcode is None:  # a fork server says a little later how its child ended
             self._process.join(REAP_S)
 
@@ -114,6 +117,19 @@ class WorkerProcess:
     def forget(self) -> None:
         """In a forked process: close what only the parent may hold, or the other workers would not see its end."""
         self._close()
+
+
+def describe_exit(code: int | None) -> tuple[str, str]:
+    """What an exit code is called, and what may be done about it."""
+    if code is None:
+        return "an unknown exit code", ""
+    if code >= 0:
+        return f"exit code {code}", ""
+    name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
+    cure = "A crash like this comes from compiled code, such as an env's simulator: run the env alone."
+    if code == -signal.SIGKILL:
+        cure = "If nobody killed it, memory ran out: use fewer workers or smaller buffers."
+    return f"{name} (exit code {code})", f" {cure}"
 
 
 def _forget_all() -> None:
@@ -147,9 +163,10 @@ def _starting(method: str) -> Iterator[None]:
     prepare = spawn.get_preparation_data
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        # Of a script the parcel has what is needed. Run again in each worker, it would import Lightning there, and
-        # without `if __name__ == "__main__":` start the training again.
-        spawn.get_preparation_data = _without_main
+        if method != "fork":
+            # Of a script the parcel has what is needed. Run again in each worker, it would import Lightning there, and
+            # without `if __name__ == "__main__":` start the training again.
+            spawn.get_preparation_data = _without_main
         if method == "forkserver":
             _ensure_fork_server()
         yield

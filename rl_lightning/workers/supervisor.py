@@ -7,7 +7,6 @@ import multiprocessing.util
 import os
 import pickle
 import select
-import signal
 import textwrap
 import time
 import warnings
@@ -19,7 +18,8 @@ import cloudpickle  # type: ignore[import-untyped]
 from rl_lightning.types import ConfigurationError, WorkerError, check_counts
 from rl_lightning.workers.channel import DONE, FAILURE, MESSAGE, RING, Frame
 from rl_lightning.workers.context import NOT_BEGUN, WAITS_FOR_PARENT, new_state
-from rl_lightning.workers.process import WorkerProcess, start_method
+from rl_lightning.workers.process import WorkerProcess, describe_exit
+from rl_lightning.workers.process import start_method as _start_method
 from rl_lightning.workers.shared import SharedFd
 
 START_TIMEOUT_S = 120.0
@@ -132,7 +132,7 @@ class Supervisor:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            self._look(deadline - time.monotonic())
+            self._look(deadline - time.monotonic() if self.running else 0.0)
             inbox, self._inbox = self._inbox, []
             rung, self._rung = self._rung, False
             if self._failures and not inbox:
@@ -151,7 +151,6 @@ class Supervisor:
         """
         if os.getpid() != self._pid or not self._finalizer.still_active():
             return
-        self._failures.clear()
         late: list[WorkerProcess] = []
         try:
             late = self._ask_to_stop(grace_s)
@@ -159,6 +158,8 @@ class Supervisor:
             self.running = []
             self._on_event.clear()
             self._finalizer()
+            self._bell.close()
+            self._bell_end.close()
         complaints = [f"while it was to stop, {error}" for error in self._failures]
         complaints += [f"{process} did not stop within {grace_s:g} s, and was ended." for process in late if grace_s]
         self._failures.clear()
@@ -201,7 +202,7 @@ class Supervisor:
 
     def _look(self, timeout_s: float) -> None:
         """Wait so long for anything to happen, and take note of it. Never on one worker alone, nor for ever."""
-        wait_s = max(0.0, min(timeout_s, self._check_every_s)) if self.running else max(0.0, min(timeout_s, 0.1))
+        wait_s = max(0.0, min(timeout_s, self._check_every_s))
         for fd, event in self._poller.poll(math.ceil(1000 * wait_s)) if self._on_event else ():
             on_event = self._on_event.get(fd)
             if on_event is not None:  # an earlier one may have ended the watch
@@ -273,14 +274,10 @@ class Supervisor:
         self._failures.append(error)
 
     def _describe_end(self, process: WorkerProcess, code: int | None) -> str:
+        name, cure = describe_exit(code)
         if self._state["beat"][process.number, 0] == NOT_BEGUN:
-            return f"ended with {_name_of(code)} before it began; what it printed says why."
-        cure = "."
-        if code == -signal.SIGKILL:
-            cure = ". If nobody killed it, memory ran out: use fewer workers or smaller buffers."
-        elif code is not None and code < 0:
-            cure = ". A crash like this comes from compiled code, such as an env's simulator: run the env alone."
-        return f"ended with {_name_of(code)} at env step {self._env_step(process):_}{cure}"
+            return f"ended with {name} before it began; what it printed says why."
+        return f"ended with {name} at env step {self._env_step(process):_}.{cure}"
 
     def _env_step(self, process: WorkerProcess) -> int:
         return int(self._state["env_step"][process.number, 0])
@@ -294,20 +291,6 @@ class Supervisor:
         channel = self._processes[number].channel
         if not channel.send(kind, content):
             self._poller.modify(channel.fileno(), select.POLLIN | select.POLLOUT)
-
-
-_start_method = start_method
-
-
-def _name_of(code: int | None) -> str:
-    if code is None:
-        return "an unknown exit code"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"{signal.Signals(-code).name} (exit code {code})"
-    except ValueError:
-        return f"signal {-code}"
 
 
 def _end_all(processes: dict[int, WorkerProcess]) -> None:

@@ -258,6 +258,8 @@ def test_closing_leaves_nothing_even_in_the_middle_of_a_step(make, monkeypatch):
     with pytest.warns(RuntimeWarning, match="did not stop within 0.2 s"):
         pool.close()
     assert psutil.Process().children() == before
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.reset()
 
 
 class alarm:

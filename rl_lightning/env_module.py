@@ -64,6 +64,9 @@ class GymEnvModule(EnvModule):
         max_episode_len: episodes are truncated after so many env steps. None: as the env is registered.
         num_eval_envs: how many envs an evaluation steps in parallel. None: `num_envs`.
         eval_env_kwargs: arguments for the constructor of evaluation and test envs. None: `env_kwargs`.
+        num_workers: how many processes share the envs of "async". None: one for each.
+        restart_workers: how many such processes that die, hang or raise are replaced before the next is an error.
+        worker_timeout_s: how long a step or a reset of an env in such a process may take before it counts as hung.
     """
 
     def __init__(
@@ -77,6 +80,9 @@ class GymEnvModule(EnvModule):
         max_episode_len: int | None = None,
         num_eval_envs: int | None = None,
         eval_env_kwargs: dict[str, Any] | None = None,
+        num_workers: int | None = None,
+        restart_workers: int = 0,
+        worker_timeout_s: float | None = 300.0,
     ) -> None:
         super().__init__()
         self._train = EnvRecipe(
@@ -86,6 +92,9 @@ class GymEnvModule(EnvModule):
             env_kwargs=dict(env_kwargs or {}),
             wrappers=tuple(wrappers or ()),
             max_episode_len=max_episode_len,
+            num_workers=num_workers,
+            restart_workers=restart_workers,
+            worker_timeout_s=worker_timeout_s,
         )
         self._eval = self._train.replace(
             num_envs=num_eval_envs or num_envs,

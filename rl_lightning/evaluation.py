@@ -279,8 +279,12 @@ class _Run:
         return step.terminated | step.truncated
 
     def _finish(self, step: Step, ended: NDArray[np.bool_]) -> None:
-        for env in np.flatnonzero(ended):
-            self._finished[int(self._numbers[env])] = self._result(int(env), step, ended=True)
+        for env in np.flatnonzero(ended).tolist():
+            if step.valid is not None and not step.valid[env]:  # it was lost, and its episode begins anew
+                if self._recorder is not None:
+                    self._recorder.forget(env)
+                continue
+            self._finished[int(self._numbers[env])] = self._result(env, step, ended=True)
             self._numbers[env] = self._next_number
             self._next_number += 1
         self._returns[ended] = 0.0
@@ -335,6 +339,9 @@ class _Recorder:
         for env, steps in enumerate(self._steps):
             if step.valid is None or step.valid[env]:
                 steps.append((_row(obs, env), action[env], step.reward[env]))
+
+    def forget(self, env: int) -> None:
+        self._steps[env] = []
 
     def take(self, env: int, next_obs: ObsArray) -> dict[str, Any]:
         seen, actions, rewards = zip(*self._steps[env], strict=True)

@@ -64,7 +64,19 @@ class NonFiniteError(ArithmeticError):
 
 
 class WorkerError(RuntimeError):
-    """A worker process failed; the message holds its number, pid, env step and traceback."""
+    """A worker process failed; the message holds its number, pid, env step and traceback, or how it ended.
+
+    Attributes:
+        number: which worker; from 0.
+        pid: its process id.
+        exit_code: of the process where it died, negative for a signal. None: it raised, or hung and was killed.
+    """
+
+    def __init__(
+        self, message: str, *, number: int | None = None, pid: int | None = None, exit_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.number, self.pid, self.exit_code = number, pid, exit_code
 
 
 def check_counts(**counts: Any) -> None:

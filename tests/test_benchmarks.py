@@ -47,6 +47,11 @@ def test_the_runner(works, only, tmp_path, monkeypatch):
         assert all(speed > 0 for speed in result["medians"].values())
 
 
+def test_envs_in_processes():
+    printed = run("benchmarks", "subprocess_envs=20", "--repeats=1")
+    assert "ours, 2 processes" in printed and "gymnasium" in printed
+
+
 def test_bytes_of_a_transition():
     """A row of the memory is what was stored, and little more."""
     printed = run("benchmarks.replay_bytes", "--transitions=100000", "--only", "ours", "PFRL")

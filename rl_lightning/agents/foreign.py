@@ -80,7 +80,8 @@ class ForeignAgent(Agent):
         """A function that acts in these envs: observations [B, *O] -> actions [B, *A], and no extras.
 
         Raises:
-            ConfigurationError: they are several and it acts in one, or they make it observe steps that never happened.
+            ConfigurationError: they are several and it acts in one, or they may make it observe steps that never
+                happened.
         """
         name = type(self.foreign).__name__
         if pool.num_envs > 1 and not self._acts_in_batches:
@@ -91,6 +92,11 @@ class ForeignAgent(Agent):
             raise ConfigurationError(
                 f"{pool.env} spends steps on resets (autoreset NEXT_STEP), which {name} would take for experience. "
                 "Use gymnasium.make_vec(..., vectorization_mode='sync') without vector wrappers, or GymEnvModule."
+            )
+        if pool.restart_workers:
+            raise ConfigurationError(
+                f"restart_workers={pool.restart_workers}: a lost env takes a step with it, which {name} would take for "
+                "experience. Leave it out."
             )
         return partial(self._act_on_host, in_batches=self._acts_in_batches and (pool.is_vector or not self._acts))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rl_lightning.envs.lockstep_pool import LockstepPool
 from rl_lightning.envs.pool import EnvPool, SinglePool, Step
 from rl_lightning.envs.recipe import EnvRecipe, as_recipe
+from rl_lightning.envs.subprocess_pool import SubprocessPool
 from rl_lightning.envs.vector_pool import VectorPool
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "LockstepPool",
     "SinglePool",
     "Step",
+    "SubprocessPool",
     "VectorPool",
     "as_recipe",
 ]

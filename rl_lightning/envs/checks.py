@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
 from rl_lightning.types import Array, ConfigurationError, EnvError, NonFiniteError
 
@@ -79,6 +80,27 @@ def bad_step(result: Any) -> EnvError:
     return EnvError(
         f"step() returned {_describe(result)}, not (observation, reward, terminated, truncated, info). {_OLD_API}"
     )
+
+
+def bad_reward(reward: Any) -> EnvError:
+    """The error for a reward that is no number."""
+    return EnvError(f"reward {reward!r} is not a number: `step` must return one as its second value.")
+
+
+def as_rewards(rewards: list[Any], step: int) -> NDArray[np.float32]:
+    """The rewards of B envs at the pool's `step`, [B] float32.
+
+    Raises:
+        EnvError: one is not a number.
+        NonFiniteError: one is NaN, or nothing that float32 can hold.
+    """
+    try:
+        for reward in rewards:
+            if not -FLOAT32_MAX <= reward <= FLOAT32_MAX:
+                raise non_finite("reward", np.array(rewards, np.float64), step)
+        return np.array(rewards, np.float32)
+    except (TypeError, ValueError):
+        raise EnvError(f"rewards {rewards!r} are not numbers: `step` must return one as its second value.") from None
 
 
 _OLD_API = "This is the old gym API: port the env to gymnasium, or wrap it with shimmy."

@@ -9,10 +9,10 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 from rl_lightning.envs.actions import ActionReader
-from rl_lightning.envs.checks import FLOAT32_MAX, bad_step, first_result, non_finite
+from rl_lightning.envs.checks import as_rewards, bad_step, first_result
 from rl_lightning.envs.observations import ObsReader
 from rl_lightning.envs.pool import EnvPool, Mask, Seeds, Step, copy_obs
-from rl_lightning.types import Array, EnvError, ObsArray
+from rl_lightning.types import Array, ObsArray
 
 _NO_INFO: dict[str, Any] = {}
 
@@ -98,24 +98,8 @@ class LockstepPool(EnvPool):
             self._over = terminated_ | truncated_
         else:
             terminated_, truncated_ = self._no_flags.copy(), self._no_flags.copy()
-        return Step(obs, self._rewards(rewards), terminated_, truncated_, None if resting is None else ~resting, infos)
-
-    def _rewards(self, rewards: list[Any]) -> Array:
-        """[B] float32.
-
-        Raises:
-            EnvError: one is not a number.
-            NonFiniteError: one is NaN, or nothing that float32 can hold.
-        """
-        try:
-            for reward in rewards:
-                if not -FLOAT32_MAX <= reward <= FLOAT32_MAX:
-                    raise non_finite("reward", np.array(rewards, np.float64), self.num_steps)
-            return np.array(rewards, np.float32)
-        except (TypeError, ValueError):
-            raise EnvError(
-                f"rewards {rewards!r} are not numbers: `step` must return one as its second value."
-            ) from None
+        valid = None if resting is None else ~resting
+        return Step(obs, as_rewards(rewards, self.num_steps), terminated_, truncated_, valid, infos)
 
     def end_episodes(self, mask: Mask) -> None:
         if mask.any():

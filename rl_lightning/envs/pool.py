@@ -12,9 +12,9 @@ from gymnasium import Space
 from numpy.typing import NDArray
 
 from rl_lightning.envs.actions import ActionReader
-from rl_lightning.envs.checks import FLOAT32_MAX, bad_step, check_is_env, first_result, non_finite
+from rl_lightning.envs.checks import FLOAT32_MAX, bad_reward, bad_step, check_is_env, first_result, non_finite
 from rl_lightning.envs.observations import ObsReader
-from rl_lightning.types import Array, EnvError, ObsArray, tree_map
+from rl_lightning.types import Array, ObsArray, tree_map
 
 Mask: TypeAlias = NDArray[np.bool_]
 Seeds: TypeAlias = Sequence[int | None]
@@ -35,9 +35,10 @@ class Step(NamedTuple):
         terminated: [B] bool, the env ended the episode.
         truncated: [B] bool, the episode was cut off.
         valid: [B] bool, False where an env only reset itself (see `EnvPool.spends_steps_on_resets`) or rests: reward
-            0, no flags, nothing to learn. None where all are valid.
+            0, no flags, nothing to learn. False with `truncated` where an env was lost in this step, and its episode
+            ended before it. None where all are valid.
         infos: the env's own info: of one env its dict, of a vector env gymnasium's dict of arrays, of envs in lockstep
-            their B dicts.
+            their B dicts, of envs in processes of their own an empty dict.
     """
 
     next_obs: ObsArray
@@ -59,7 +60,7 @@ class EnvPool(ABC):
     An episode that is over stays over until `begin_episodes`, so that its end can be looked at, or another one be run
     in between. Every array that a pool returns belongs to the caller: no later step writes into it. Observations have
     the space's dtype (float64 becomes float32); Dict and Tuple spaces give {path: array}, see `leaf_spaces`. An
-    exception that an env raises comes through unchanged.
+    exception that an env raises comes through unchanged; from a process of its own, as a WorkerError.
 
     Attributes:
         num_envs: B.
@@ -73,6 +74,7 @@ class EnvPool(ABC):
         can_seed_each: whether `begin_episodes` takes seeds.
         spends_steps_on_resets: whether an env whose episode is over spends the next step on resetting itself, which is
             then not `valid`: a vector env with NEXT_STEP autoreset that cannot be told to reset.
+        restart_workers: how many lost envs may be replaced; a step in which one is lost is not `valid` there.
     """
 
     num_envs: int
@@ -85,6 +87,7 @@ class EnvPool(ABC):
     can_reset_some: bool = True
     can_seed_each: bool = True
     spends_steps_on_resets: bool = False
+    restart_workers: int = 0
     _closed: bool = False
 
     @abstractmethod
@@ -191,9 +194,7 @@ class SinglePool(EnvPool):
                 raise non_finite("reward", np.array([raw_reward], np.float64), self.num_steps)
             reward[0] = raw_reward
         except (TypeError, ValueError):
-            raise EnvError(
-                f"reward {raw_reward!r} is not a number: `step` must return one as its second value."
-            ) from None
+            raise bad_reward(raw_reward) from None
         if is_terminated:
             terminated[0] = self._over = True
         if is_truncated or self._len == self._max_len or (info and info.get("needs_reset")):

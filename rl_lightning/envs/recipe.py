@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,20 +15,21 @@ from typing import Any, Literal, TypeAlias, cast
 import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing
 
 from rl_lightning.envs.checks import check_is_env
 from rl_lightning.envs.lockstep_pool import LockstepPool
 from rl_lightning.envs.pool import EnvPool, SinglePool
+from rl_lightning.envs.subprocess_pool import SubprocessPool
 from rl_lightning.envs.vector_pool import VectorPool
-from rl_lightning.envs.wrappers import EpisodeEnds
 from rl_lightning.types import ConfigurationError, check_counts
 
 Vectorization: TypeAlias = Literal["sync", "async", "vector_entry_point"]
 EnvSource: TypeAlias = str | EnvSpec | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | Callable[..., Any]
 
 _VECTORIZATIONS = ("sync", "async", "vector_entry_point")
+_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError)
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari"}
 
 
@@ -47,6 +48,11 @@ class EnvRecipe:
         env_kwargs: passed to the env's constructor, or to the factory.
         wrappers: applied to each env in this order, the first innermost; callables from env to env.
         max_episode_len: in env steps; an episode that reaches it is cut off (truncated).
+        num_workers: "async" only: how many processes share the envs. None: one for each.
+        restart_workers: "async" only: how many processes that die, hang or raise may be replaced in all; the open
+            episodes of their envs are cut off. 0: the first is an error.
+        worker_timeout_s: "async" only: a process in which one step or reset of an env, or making it, takes longer has
+            hung. None: it may take its time.
     """
 
     source: EnvSource
@@ -55,11 +61,15 @@ class EnvRecipe:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     wrappers: tuple[Callable[[Any], Any], ...] = ()
     max_episode_len: int | None = None
+    num_workers: int | None = None
+    restart_workers: int = 0
+    worker_timeout_s: float | None = 300.0
 
     def __post_init__(self) -> None:
         if self.vectorization not in _VECTORIZATIONS:
             raise ConfigurationError(f"vectorization={self.vectorization!r}: one of {', '.join(_VECTORIZATIONS)}.")
-        check_counts(num_envs=self.num_envs, max_episode_len=self.max_episode_len)
+        check_counts(num_envs=self.num_envs, max_episode_len=self.max_episode_len, num_workers=self.num_workers)
+        check_counts(restart_workers=self.restart_workers or None)
         if not isinstance(self.source, str | EnvSpec) and not callable(self.source):
             check_is_env(self.source)
         if self._is_live:
@@ -77,14 +87,12 @@ class EnvRecipe:
             return SinglePool(self.source, max_episode_len=self.max_episode_len, owns_env=False)
         if self.vectorization == "vector_entry_point":
             return VectorPool(self._make_entry_point())
-        if self.vectorization == "async" and isinstance(self.source, str | EnvSpec):
-            return self._make_async()
         first = _make_env(self)
         if isinstance(first, VectorEnv):
             return self._adopt(first)
         if self.vectorization == "async":
             first.close()
-            return self._make_async()
+            return self._make_async(first)
         if self.num_envs == 1:
             return SinglePool(first, max_episode_len=self.max_episode_len)
         parts: list[Callable[[], gym.Env[Any, Any]]] = [lambda: first]
@@ -124,8 +132,8 @@ class EnvRecipe:
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         try:
             # Unlike pickle, this takes lambdas and local functions, and gymnasium depends on it anyway.
-            return _unpickle, (cloudpickle.dumps(fields),)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            return _unpickle, (cloudpickle.dumps(fields), _registered_here())
+        except _UNPICKLABLE as error:
             raise ConfigurationError(
                 f"{self.source} cannot be sent to another process ({error}). Give a gymnasium id, or a function that "
                 "makes the env from scratch and holds no open files, locks, renderers or the like."
@@ -157,14 +165,17 @@ class EnvRecipe:
             )
         return VectorPool(env, max_episode_len=self.max_episode_len)
 
-    def _make_async(self) -> EnvPool:
-        # Forking a process whose torch has started threads can deadlock; the fork server only ever imports it. It does
-        # so once: otherwise each worker would, which takes seconds.
-        context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        if context == "forkserver":
-            multiprocessing.set_forkserver_preload(["__main__", __name__])
-        parts = [functools.partial(_make_vector_part, self)] * self.num_envs
-        return VectorPool(AsyncVectorEnv(parts, copy=False, context=context, autoreset_mode=AutoresetMode.SAME_STEP))
+    def _make_async(self, like: gym.Env[Any, Any]) -> EnvPool:
+        return SubprocessPool(
+            functools.partial(_make_env, self),
+            self.num_envs,
+            observation_space=like.observation_space,
+            action_space=like.action_space,
+            max_episode_len=self.max_episode_len,
+            num_workers=self.num_workers,
+            restart_workers=self.restart_workers,
+            timeout_s=self.worker_timeout_s,
+        )
 
     def _make_entry_point(self) -> VectorEnv[Any, Any, Any]:
         if not isinstance(self.source, str | EnvSpec) or self.wrappers:
@@ -225,12 +236,22 @@ def _without_order_check(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return env
 
 
-def _make_vector_part(recipe: EnvRecipe) -> EpisodeEnds:
-    return EpisodeEnds(_make_env(recipe), recipe.max_episode_len)
+def _unpickle(fields: bytes, registered: dict[str, bytes]) -> EnvRecipe:
+    contents = cloudpickle.loads(fields)
+    for env_id in registered.keys() - gym.registry.keys():
+        gym.registry[env_id] = cloudpickle.loads(registered[env_id])
+    return EnvRecipe(**contents)
 
 
-def _unpickle(fields: bytes) -> EnvRecipe:
-    return EnvRecipe(**cloudpickle.loads(fields))
+def _registered_here() -> dict[str, bytes]:
+    """The ids that are not gymnasium's own, pickled: a worker does not run what has registered them here."""
+    specs: dict[str, bytes] = {}
+    for env_id, spec in gym.registry.items():
+        entry = spec.entry_point
+        if not (entry if isinstance(entry, str) else getattr(entry, "__module__", "")).startswith("gymnasium."):
+            with contextlib.suppress(*_UNPICKLABLE):  # whoever makes one of these there is told that it is unknown
+                specs[env_id] = cloudpickle.dumps(spec)
+    return specs
 
 
 def _from_registry(function: Callable[..., Any], source: str | EnvSpec, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rl_lightning.memory import storage
@@ -96,6 +97,8 @@ class RolloutMemory:
         if self._rows is None:
             self._adopt(storage.allocate((self.num_steps, self.num_envs), transition))
         self._todo.clear()
+        if transition.valid is not None and (lost := transition.truncated & ~transition.valid).any():
+            self.cut_episodes(lost)
         storage.write(self._columns, self._num_filled, storage.fields_of(transition))
         self._valid[self._num_filled] = True if transition.valid is None else transition.valid
         self._num_filled += 1
@@ -145,14 +148,17 @@ class RolloutMemory:
                 if len(part):
                     yield part
 
-    def cut_episodes(self) -> None:
-        """Mark the episodes that are going on as truncated, where somebody else has reset the envs.
+    def cut_episodes(self, where: NDArray[np.bool_] | None = None) -> None:
+        """Mark the episodes that are going on as truncated, where somebody else has reset the envs, or they were lost.
 
         What comes next then does not follow from what came before: no return may reach across.
+
+        Args:
+            where: [B], in which envs. None: in all.
         """
         if self._rows is not None and self._num_filled > 0:
             last = self._rows[self._num_filled - 1]
-            last["truncated"] |= ~last["terminated"]
+            last["truncated"] |= ~last["terminated"] if where is None else ~last["terminated"] & where
 
     def state_dict(self) -> dict[str, Any]:
         """The rollout so far, the minibatches still to come, and the sampling stream."""

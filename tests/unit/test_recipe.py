@@ -17,10 +17,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RescaleAction, TimeLimit, TransformReward
 
-from rl_lightning.envs import EnvRecipe, LockstepPool, SinglePool, VectorPool, as_recipe
+from rl_lightning.envs import EnvRecipe, LockstepPool, SinglePool, SubprocessPool, VectorPool, as_recipe
 from rl_lightning.types import ConfigurationError, EnvError
 from tests.envs import GivesObservation, NeedsReset, OldReset, OldSeed, OldStep, ReusesMemory, Scripted, go
 
@@ -72,7 +72,7 @@ def test_each_env_can_have_a_process_of_its_own():
     )
     pool = recipe.make()
     try:
-        assert type(pool.env) is AsyncVectorEnv and pool.env.shared_memory
+        assert isinstance(pool, SubprocessPool) and pool.num_workers == 2
         assert pool.reset(0).tolist() == [[0.0, 0.0]] * 2
         steps = go(pool, 2)
         assert steps[1].reward.tolist() == [3.0, 3.0] and steps[1].terminated.all()
@@ -84,7 +84,7 @@ def test_each_env_can_have_a_process_of_its_own():
 def test_async_with_one_env_still_has_its_own_process():
     pool = EnvRecipe("CartPole-v1", vectorization="async").make()
     try:
-        assert type(pool.env) is AsyncVectorEnv and pool.num_envs == 1
+        assert isinstance(pool, SubprocessPool) and pool.num_envs == 1
     finally:
         pool.close()
 
@@ -211,6 +211,19 @@ def test_a_recipe_can_be_sent_to_another_process(registered):
     for source in (registered, gym.spec(registered), Scripted, lambda: Scripted((length,))):
         again = pickle.loads(pickle.dumps(EnvRecipe(source, 2, wrappers=(lambda env: env,))))
         assert again.num_envs == 2 and again.make().reset(0).shape == (2, 2)
+
+
+@pytest.mark.parametrize("use", [lambda env_id: env_id, lambda env_id: lambda: gym.make(env_id)], ids=["id", "factory"])
+def test_what_is_registered_here_is_known_in_another_process(registered, use):
+    """Neither the script nor the module that registered it is imported there; what cannot be sent does not matter."""
+    lock = threading.Lock()
+    gym.register("Recipe/Unsendable-v0", entry_point=lambda: lock and Scripted())
+    pool = EnvRecipe(use(registered), 1, "async").make()
+    try:
+        assert pool.reset(0).tolist() == [[0.0, 0.0]]
+    finally:
+        pool.close()
+        del gym.registry["Recipe/Unsendable-v0"]
 
 
 def test_a_factory_that_cannot_be_sent_says_so():

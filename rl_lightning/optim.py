@@ -128,6 +128,13 @@ class PackedOptimizer(Optimizer):
 
     # ---- packing -------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Lay parameters and state side by side now, state that is still missing included; where that cannot be, the
+        first step makes it. Memory that lies so already, such as memory shared with other processes, is kept.
+        """
+        self._packs = None if self._unpackable else self._pack()
+
     def _gather(self) -> list[_Pack] | None:
         """The packs, with every gradient in its own; None where that cannot be."""
         if self._unpackable:
@@ -167,8 +174,8 @@ class PackedOptimizer(Optimizer):
         flat, views = _side_by_side([parameter.detach() for parameter in parameters])
         gradient, gradients = _side_by_side([torch.zeros_like(parameter) for parameter in parameters])
         states = [self.state[parameter] for parameter in parameters]
-        before = float(states[0].get("step", 0.0))
-        steps = torch.full((len(parameters),), before, device=flat.device)  # where fused kernels look for it
+        counts = [torch.as_tensor(state.get("step", 0.0), dtype=torch.float32) for state in states]
+        steps, counts = _side_by_side([count.to(flat.device) for count in counts])  # where fused kernels look for it
         moments = []
         for name in self.MOMENTS:
             like = [state.get(name, torch.zeros_like(view)) for state, view in zip(states, views, strict=True)]
@@ -176,9 +183,9 @@ class PackedOptimizer(Optimizer):
             moments.append(moment)
             for state, part in zip(states, parts, strict=True):
                 state[name] = part
-        for parameter, view, state, step in zip(parameters, views, states, steps, strict=True):
+        for parameter, view, state, count in zip(parameters, views, states, counts, strict=True):
             parameter.data = view
-            state["step"] = step
+            state["step"] = count
         addresses = [parameter.data_ptr() for parameter in parameters]
         return _Pack(parameters, addresses, flat, gradient, gradients, steps, steps[0], moments)
 
@@ -300,7 +307,21 @@ def _packable(parameters: Sequence[Parameter]) -> bool:
 
 
 def _side_by_side(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Copies of all in one tensor [n], and a view of it for each, of its shape."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    """All in one tensor [n], and a view of it for each, of its shape: copies, unless they lie so already."""
+    sizes = [tensor.numel() for tensor in tensors]
+    if _lie_side_by_side(tensors):
+        flat = tensors[0].as_strided((sum(sizes),), (1,))
+    else:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    parts = torch.split(flat, sizes)
     return flat, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
+    address, offset = tensors[0].untyped_storage().data_ptr(), tensors[0].storage_offset()
+    for tensor in tensors:
+        place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+        if place != (address, offset) or not tensor.is_contiguous():
+            return False
+        offset += tensor.numel()
+    return True

@@ -1,4 +1,8 @@
-"""Advantage actor-critic (Mnih et al., 2016, arXiv:1602.01783), with all envs in step: no worker learns on its own."""
+"""Advantage actor-critic (Mnih et al., 2016, arXiv:1602.01783).
+
+With `AsyncStrategy` it is the paper's A3C, whose workers learn on their own; with one of the other strategies all envs
+are in step. With `v_trace` it is IMPALA's learner (Espeholt et al., 2018, arXiv:1802.01561).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, has_policy
-from rl_lightning.functional import explained_variance, normalize
+from rl_lightning.agents.on_policy import (
+    advantages_of_rollout,
+    chosen_action,
+    has_policy,
+    next_values_of_rollout,
+)
+from rl_lightning.functional import explained_variance, normalize, v_trace
 from rl_lightning.memory import RolloutMemory
 from rl_lightning.nn import ActorCritic, Normalization
 from rl_lightning.optim import Adam, RMSprop
@@ -37,6 +46,8 @@ class A2C(Agent):
         normalize_obs: by mean and standard deviation of all observations before the rollout (`nn.Normalization`).
         normalize_reward: by the standard deviation of the discounted return.
         use_rmsprop: the paper's optimizer; False is Adam.
+        v_trace: correct for the policy having changed since it acted (`functional.v_trace`), as it has where actors do
+            not wait for the learner: `AsyncStrategy(mode="actor_learner")`.
         hidden_sizes, activation: of the policy network and of the value network.
     """
 
@@ -56,6 +67,7 @@ class A2C(Agent):
         normalize_obs: bool = False,
         normalize_reward: bool = False,
         use_rmsprop: bool = True,
+        v_trace: bool = False,
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
     ) -> None:
@@ -70,6 +82,8 @@ class A2C(Agent):
         self.normalize_obs = normalize_obs
         self.normalize_reward = normalize_reward
         self.use_rmsprop = use_rmsprop
+        self.v_trace = v_trace
+        self.async_modes = ("shared", "actor_learner") if v_trace else ("shared",)
         self.hidden_sizes = hidden_sizes
         self.activation = activation
         self.add_tunable("entropy_weight", entropy_weight)
@@ -88,9 +102,11 @@ class A2C(Agent):
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
-        return self.network.act(self.normalization.obs(obs), explore=explore)
+        return self.network.act(self.normalization.obs(obs), explore=explore, with_log_prob=self.v_trace)
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
+        if self.v_trace:
+            return None
         return self.network.act_on_host(self.normalization.obs_on_host(obs), explore=explore)
 
     @torch.no_grad()
@@ -104,15 +120,32 @@ class A2C(Agent):
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         return advantages_of_rollout(self.network, rollout, value, **decays)
 
+    @torch.no_grad()
+    def targets(self, rollout: Batch, value: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Value targets and advantages of a rollout, from the values of its states and how likely its actions now are.
+
+        Every argument and result is [T, B].
+        """
+        if not self.v_trace:
+            advantage = self.advantage(rollout, value)
+            return advantage + value, advantage
+        next_value = next_values_of_rollout(self.network, rollout, value)
+        terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
+        decays = {"discount": self.discount, "trace_decay": self.trace_decay}
+        log_ratio = log_prob - rollout["log_prob"]
+        return v_trace(rollout["reward"], value, next_value, terminated, done, log_ratio, **decays)
+
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a whole rollout, fields [T, B, ...]; rows that are not `valid` do not count."""
         policy, value = self.network(tree_map(lambda leaf: leaf.flatten(0, 1), batch["obs"]))
-        advantage = self.advantage(batch, value.detach().view_as(batch["reward"])).flatten()
         log_prob, entropy = policy.log_prob(chosen_action(batch).flatten(0, 1)), policy.entropy()
+        shape = batch["reward"].shape
+        target, advantage = self.targets(batch, value.detach().view(shape), log_prob.detach().view(shape))
+        target, advantage = target.flatten(), advantage.flatten()
         if "valid" in batch:
             kept = batch["valid"].flatten()
-            value, advantage, log_prob, entropy = value[kept], advantage[kept], log_prob[kept], entropy[kept]
-        target = advantage + value.detach()
+            value, log_prob, entropy = value[kept], log_prob[kept], entropy[kept]
+            target, advantage = target[kept], advantage[kept]
         if self.normalize_advantage:
             advantage = normalize(advantage)
 

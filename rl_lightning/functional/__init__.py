@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_lightning.functional.advantage import explained_variance, gae, normalize
+from rl_lightning.functional.advantage import explained_variance, gae, normalize, sum_to_end, v_trace
 from rl_lightning.functional.distributional import categorical_projection, quantile_huber
 from rl_lightning.functional.linear import conjugate_gradient
 from rl_lightning.functional.target import hard_update, polyak_update
@@ -16,4 +16,6 @@ __all__ = [
     "normalize",
     "polyak_update",
     "quantile_huber",
+    "sum_to_end",
+    "v_trace",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,11 +40,7 @@ def gae(
     Source:
         Schulman et al., 2016, section 3. arXiv:1506.02438.
     """
-    shapes = [tuple(tensor.shape) for tensor in (reward, value, next_value, terminated, done)]
-    if len(set(shapes)) != 1:
-        names = ("reward", "value", "next_value", "terminated", "done")
-        given = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
-        raise ShapeError(f"gae() needs five tensors of one shape [T, B]. Given: {given}.")
+    _check_one_shape("gae", reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
     # A product would turn an infinite value after a termination into NaN.
     delta = reward - value + discount * next_value.masked_fill(terminated, 0.0)
     decay = (~done).to(delta.dtype) * (discount * trace_decay)
@@ -51,6 +48,75 @@ def gae(
     for t in range(len(rows) - 2, -1, -1):
         rows[t].addcmul_(decays[t], rows[t + 1])
     return delta
+
+
+def v_trace(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    log_ratio: Tensor,
+    *,
+    discount: float,
+    trace_decay: float = 1.0,
+    max_ratio: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Value targets and advantages of a policy pi from a rollout that an older policy mu has acted in.
+
+    rho_t   = min(max_ratio, pi(a_t | s_t) / mu(a_t | s_t)),  c_t = trace_decay * min(1, pi / mu)
+    delta_t = rho_t * (r_t + discount * (1 - terminated_t) * V(s_{t+1}) - V(s_t))
+    v_t     = V(s_t) + delta_t + discount * (1 - done_t) * c_t * (v_{t+1} - V(s_{t+1}))
+    A_t     = rho_t * (r_t + discount * (1 - terminated_t) * v_{t+1} - V(s_t))
+
+    where v_{t+1} is V(s_{t+1}) at an episode's end and after the last row.
+
+    Args:
+        reward, value, next_value, terminated, done: [T, B], as in `gae`.
+        log_ratio: [T, B] float32, log pi(a_t | s_t) - log mu(a_t | s_t).
+        discount: per env step, between 0 and 1.
+        trace_decay: lambda, between 0 and 1.
+        max_ratio: the paper's rho-bar; infinity asks for the values of pi itself, at more variance.
+    Returns:
+        the targets v and the advantages A, each [T, B] float32.
+    Raises:
+        ShapeError: the six tensors do not share one shape.
+    Source:
+        Espeholt et al., 2018, section 4.1. arXiv:1802.01561.
+    """
+    names = {"reward": reward, "value": value, "next_value": next_value, "terminated": terminated, "done": done}
+    _check_one_shape("v_trace", **names, log_ratio=log_ratio)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(max=max_ratio)
+    after = discount * next_value.masked_fill(terminated, 0.0)
+    correction = clipped * (reward + after - value)  # v - V, once what follows is added
+    decays = ((~done).to(ratio.dtype) * ratio.clamp(max=1.0) * (discount * trace_decay)).unbind()
+    rows = correction.unbind()
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addcmul_(decays[t], rows[t + 1])
+    follows = torch.cat([correction[1:], torch.zeros_like(correction[:1])]).masked_fill(done, 0.0)
+    return value + correction, clipped * (reward + after + discount * follows - value)
+
+
+def sum_to_end(reward: Tensor, done: Tensor, *, discount: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Discounted rewards from each row of a rollout to its end, or to the end of the episode.
+
+    Args:
+        reward: [T, B] float32.
+        done: [T, B] bool, terminated or truncated: the sum must not cross into the next episode.
+        discount: per env step.
+    Returns:
+        the sums [T, B] float32; how many rewards are in each, and the row that each ends with, [T, B] int64.
+    Raises:
+        ShapeError: the two tensors do not share one shape.
+    """
+    _check_one_shape("sum_to_end", reward=reward, done=done)
+    total, last = reward.clone(), torch.arange(len(reward), device=reward.device)[:, None].repeat(1, reward.shape[1])
+    rows = last.clone()
+    for t in range(len(reward) - 2, -1, -1):
+        total[t] += discount * total[t + 1].masked_fill(done[t], 0.0)
+        last[t] = torch.where(done[t], last[t], last[t + 1])
+    return total, last - rows + 1, last
 
 
 def normalize(x: Tensor, *, epsilon: float = 1e-8) -> Tensor:
@@ -74,3 +140,9 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     variance = target.var(correction=0)
     residual = (target - prediction).var(correction=0)
     return (1 - residual / variance).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _check_one_shape(function: str, **tensors: Tensor) -> None:
+    if len({tuple(tensor.shape) for tensor in tensors.values()}) != 1:
+        given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ShapeError(f"{function}() needs tensors of one shape [T, B]. Given: {given}.")

@@ -71,18 +71,20 @@ class ActorCritic(nn.Module):
         value: Tensor = self.value_layers(self.encoder(obs)).squeeze(-1)
         return value
 
-    def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
+    def act(self, obs: ObsTensor, *, explore: bool, with_log_prob: bool = False) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode.
 
         Returns:
             action [B, *A] as the env takes it. For Box it is clipped to the bounds, and the extras hold the "sample"
-            before clipping: that is what the policy chose, and so what it learns from.
+            before clipping: that is what the policy chose, and so what it learns from. If asked for, they also hold
+            "log_prob" [B] of what was chosen.
         """
         policy = self.policy(obs)
         sample = policy.sample() if explore else policy.mode()
+        extras = {"log_prob": policy.log_prob(sample)} if with_log_prob else {}
         if self.is_bounded:
-            return sample.clamp(self.low, self.high), {"sample": sample}
-        return sample, {}
+            return sample.clamp(self.low, self.high), {"sample": sample, **extras}
+        return sample, extras
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
         """`act` in NumPy, for small networks on the host; None where that is not possible."""

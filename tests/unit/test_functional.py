@@ -17,6 +17,8 @@ from rl_lightning.functional import (
     normalize,
     polyak_update,
     quantile_huber,
+    sum_to_end,
+    v_trace,
 )
 from rl_lightning.types import ShapeError
 
@@ -226,3 +228,52 @@ def test_it_solves_what_is_well_conditioned(size, seed):
     matrix = root @ root.T + torch.eye(size, dtype=torch.float64)
     x = conjugate_gradient(matrix.mv, right, num_steps=5 * size, tolerance=1e-20)
     torch.testing.assert_close(matrix @ x, right, atol=1e-6, rtol=0)
+
+
+def test_v_trace_by_hand():
+    """Two steps, discount 0.5, values 1 and 2, 4 after the last; rewards 1 and 3; ratios 2 (clipped to 1) and 0.5.
+
+    deltas: 1 * (1 + 0.5 * 2 - 1) = 1 and 0.5 * (3 + 0.5 * 4 - 2) = 1.5; v_1 = 2 + 1.5 = 3.5,
+    v_0 = 1 + 1 + 0.5 * 1 * 1.5 = 2.75; A_1 = 0.5 * (3 + 0.5 * 4 - 2) = 1.5, A_0 = 1 + 0.5 * 3.5 - 1 = 1.75.
+    """
+    column = lambda *numbers: torch.tensor(numbers)[:, None]  # noqa: E731
+    no = torch.zeros(2, 1, dtype=torch.bool)
+    log_ratio = column(2.0, 0.5).log()
+    args = column(1.0, 3.0), column(1.0, 2.0), column(2.0, 4.0)
+    target, advantage = v_trace(*args, no, no, log_ratio, discount=0.5)
+    assert target.flatten().tolist() == pytest.approx([2.75, 3.5])
+    assert advantage.flatten().tolist() == pytest.approx([1.75, 1.5])
+
+
+@pytest.mark.parametrize(("terminated", "expected"), [(True, 1.0), (False, 6.0)])
+def test_v_trace_bootstraps_over_truncation_alone_and_never_crosses_an_end(terminated, expected):
+    """Reward 1, V(s') = 10, discount 0.5; what follows in the next row is another episode's."""
+    column = lambda *numbers: torch.tensor(numbers)[:, None]  # noqa: E731
+    done = torch.tensor([[True], [False]])
+    args = column(1.0, 100.0), column(0.0, 0.0), column(10.0, 0.0)
+    target, advantage = v_trace(*args, done & terminated, done, torch.zeros(2, 1), discount=0.5)
+    assert target[0].item() == expected and advantage[0].item() == expected
+
+
+def test_v_trace_on_policy_is_gae_with_lambda_one():
+    torch.manual_seed(0)
+    reward, value, after = torch.randn(3, 6, 2)
+    terminated, truncated = torch.rand(2, 6, 2) < 0.2
+    done = terminated | truncated
+    value_of_next = torch.where(done, after, value.roll(-1, 0))
+    target, advantage = v_trace(
+        reward, value, value_of_next, terminated, done, torch.zeros(6, 2), discount=0.9, trace_decay=1.0
+    )
+    expected = gae(reward, value, value_of_next, terminated, done, discount=0.9, trace_decay=1.0)
+    torch.testing.assert_close(target - value, expected)
+    torch.testing.assert_close(advantage, expected)
+
+
+def test_sums_to_the_end_by_hand():
+    """Rewards 1, 2, 4, 8, discount 0.5, an episode ends with the second: 1 + 1, 2; 4 + 4, 8."""
+    reward = torch.tensor([[1.0], [2.0], [4.0], [8.0]])
+    done = torch.tensor([[False], [True], [False], [False]])
+    total, num_rewards, last = sum_to_end(reward, done, discount=0.5)
+    assert total.flatten().tolist() == [2.0, 2.0, 8.0, 8.0]
+    assert num_rewards.flatten().tolist() == [2, 1, 2, 1]
+    assert last.flatten().tolist() == [1, 1, 3, 3]

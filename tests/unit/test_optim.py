@@ -198,3 +198,22 @@ def test_the_formula_for_the_compiler_gives_the_same_numbers(betas):
         ours.formula(ours.param_groups[0], parameter, other.grad, moments, count, lr)
         torch_s.step()
         torch.testing.assert_close(parameter, other.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_memory_that_lies_side_by_side_is_kept(name):
+    """So it can be shared: another optimizer over the same memory steps the same numbers and the same state."""
+    (network, optimizer), _ = twins(name)
+    optimizer.pack()
+    other = copy.deepcopy(network)
+    for parameter, shared in zip(other.parameters(), network.parameters(), strict=True):
+        parameter.data = shared.data
+    second = PAIRS[name][0](other.parameters())
+    for parameter, shared in zip(other.parameters(), network.parameters(), strict=True):
+        second.state[parameter] = dict(optimizer.state[shared])
+    learn(other, second, torch.randn(16, 4))
+    for parameter, shared in zip(other.parameters(), network.parameters(), strict=True):
+        assert parameter.data_ptr() == shared.data_ptr()
+        assert optimizer.state[shared]["step"].item() == 1
+        for moment in optimizer.MOMENTS:
+            assert optimizer.state[shared][moment].count_nonzero() > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -46,6 +46,9 @@ class Agent(nn.Module, ABC):
 
     why_not_compiled: ClassVar[str | None] = None
     """What keeps its learning step from being one compiled graph, for the warning that says so; None: nothing."""
+    async_modes: Collection[str] = ("shared",)
+    """The modes of `AsyncStrategy` that train it: "actor_learner" needs an agent that learns from what an older policy
+    did."""
 
     built: bool = False
     """Whether `build` has been called."""
@@ -132,6 +135,9 @@ class Agent(nn.Module, ABC):
         finally:
             for module, training in modes:
                 module.training = training
+
+    def join_workers(self, number: int, num_workers: int) -> None:
+        """Called once in worker `number` of asynchronous training: time to explore otherwise than the other workers."""
 
     def add_tunable(self, name: str, value: float) -> None:
         """Register a number that callbacks may change while training runs, in every process that shares the agent."""

@@ -44,6 +44,7 @@ class DDPG(Agent):
     """
 
     noise_std: Tensor
+    async_modes = ("shared", "actor_learner")
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,11 +24,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.functional import polyak_update
-from rl_lightning.memory import ReplayMemory
+from rl_lightning.functional import polyak_update, sum_to_end
+from rl_lightning.memory import ReplayMemory, RolloutMemory
 from rl_lightning.nn import CategoricalReturn, MeanReturn, QNetwork, QuantileReturn, Returns
 from rl_lightning.optim import Adam
-from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
+from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
 
 Kind: TypeAlias = Literal["categorical", "quantile", "implicit"]
 
@@ -46,7 +47,8 @@ class DQN(Agent):
         lr: Adam's learning rate.
         discount: per env step.
         num_steps: rewards to sum before bootstrapping (n-step return).
-        buffer_size: transitions that the replay memory keeps.
+        buffer_size: transitions that the replay memory keeps. None: there is none, and each rollout of `num_steps` is
+            learned from once, as in asynchronous n-step Q-learning (Mnih et al., 2016).
         batch_size: transitions in a learning step.
         learning_starts: env steps before the first learning step.
         update_every: env steps between two learning phases.
@@ -73,6 +75,8 @@ class DQN(Agent):
     """
 
     epsilon: Tensor
+    async_modes = ("shared", "actor_learner")
+    epsilon_power = 1.0
 
     def __init__(
         self,
@@ -80,7 +84,7 @@ class DQN(Agent):
         lr: float = 1e-3,
         discount: float = 0.99,
         num_steps: int = 1,
-        buffer_size: int = 50_000,
+        buffer_size: int | None = 50_000,
         batch_size: int = 64,
         learning_starts: int = 1000,
         update_every: int = 4,
@@ -108,6 +112,10 @@ class DQN(Agent):
         if not (0 < tau <= 1 and target_update_every >= 1):
             given = f"tau={tau}, target_update_every={target_update_every}"
             raise ConfigurationError(f"DQN({given}): tau must be in (0, 1], target_update_every at least 1.")
+        if buffer_size is None and prioritized:
+            raise ConfigurationError(
+                "DQN(buffer_size=None, prioritized=True): without a replay memory none is prioritized."
+            )
         if not (0 <= final_epsilon <= 1 and 0 <= epsilon <= 1):
             given = f"epsilon={epsilon}, final_epsilon={final_epsilon}"
             raise ConfigurationError(f"DQN({given}): both are shares of random actions, from 0 to 1.")
@@ -156,7 +164,8 @@ class DQN(Agent):
         if not explore:
             return greedy, {}
         random = torch.randint(self.num_actions, greedy.shape, device=greedy.device)
-        return torch.where(torch.rand(greedy.shape, device=greedy.device) < self.epsilon, random, greedy), {}
+        explores = torch.rand(greedy.shape, device=greedy.device) < self.epsilon**self.epsilon_power
+        return torch.where(explores, random, greedy), {}
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
         values = None if self.is_noisy else self.network.on_host(obs)
@@ -164,7 +173,7 @@ class DQN(Agent):
             return None
         action: Array = values.argmax(axis=-1)
         if explore:
-            explores = torch.rand(len(action)).numpy() < self.epsilon.item()
+            explores = torch.rand(len(action)).numpy() < self.epsilon.item() ** self.epsilon_power
             if np.count_nonzero(explores):
                 action[explores] = torch.randint(self.num_actions, action.shape).numpy()[explores]
         return action, {}
@@ -206,8 +215,18 @@ class DQN(Agent):
         """Adam."""
         return {"q": Adam(self.network.parameters(), lr=self.lr)}
 
-    def make_memory(self, num_envs: int) -> ReplayMemory:
-        """A uniform or prioritized replay memory with the agent's pace."""
+    @torch.no_grad()
+    def prepare(self, rollout: Batch) -> Batch:
+        """Without replay: from each row of a rollout to its end, or the episode's, as one n-step transition."""
+        done = rollout["terminated"] | rollout["truncated"]
+        total, num_steps, last = sum_to_end(rollout["reward"], done, discount=self.discount)
+        ends = {name: tree_map(partial(_rows_at, last), rollout[name]) for name in ("next_obs", "terminated")}
+        return rollout | ends | {"reward": total, "n": num_steps}
+
+    def make_memory(self, num_envs: int) -> ReplayMemory | RolloutMemory:
+        """A uniform or prioritized replay memory with the agent's pace; without replay, rollouts."""
+        if self.buffer_size is None:
+            return RolloutMemory(self.num_steps, num_envs, prepare=self.prepare)
         return ReplayMemory(
             self.buffer_size,
             num_envs=num_envs,
@@ -219,6 +238,11 @@ class DQN(Agent):
             discount=self.discount,
             alpha=PRIORITY_EXPONENT if self.is_prioritized else 0.0,
         )
+
+    def join_workers(self, number: int, num_workers: int) -> None:
+        """Explore the less the higher the number, as in Ape-X; and update a shared target network in turn."""
+        self.epsilon_power = 1.0 + 7.0 * number / max(num_workers - 1, 1)
+        self.target_update_every *= num_workers
 
     def schedules(self) -> dict[str, tuple[float, float, int]]:
         """Epsilon falls in a straight line."""
@@ -249,3 +273,8 @@ def _of_action(numbers: Tensor, action: Tensor) -> Tensor:
     if numbers.dim() == 2:
         return numbers.gather(1, action.unsqueeze(1)).squeeze(1)
     return numbers.gather(1, action.view(-1, 1, 1).expand(-1, 1, numbers.shape[2])).squeeze(1)
+
+
+def _rows_at(last: Tensor, field: Tensor) -> Tensor:
+    """Of a field [T, B, ...] in each column the rows `last` [T, B]."""
+    return field[last, torch.arange(field.shape[1])]

@@ -52,6 +52,7 @@ class SAC(Agent):
     """
 
     entropy_weight: Tensor
+    async_modes = ("shared", "actor_learner")
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class TD3(Agent):
     """
 
     noise_std: Tensor
+    async_modes = ("shared", "actor_learner")
 
     def __init__(
         self,

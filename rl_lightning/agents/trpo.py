@@ -66,6 +66,7 @@ class TRPO(Agent):
     """
 
     explained_variance: Tensor
+    async_modes = ()  # a line search on parameters that others move at the same time finds nothing
     why_not_compiled = "a line search decides by what it has found"
 
     def __init__(

@@ -17,12 +17,16 @@ class UniformWarmUp(nn.Module):
 
     What is left of them is saved with the agent: one that has learned does not begin anew.
 
+    Attributes:
+        acting_buffers: of what acting changes: all processes that act for one agent share it.
+
     Args:
         num_steps: env steps.
         num_actions: to choose among; None for numbers in -1..1.
     """
 
     steps_left: Tensor
+    acting_buffers = ("steps_left",)
 
     def __init__(self, num_steps: int, num_actions: int | None = None) -> None:
         super().__init__()

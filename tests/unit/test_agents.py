@@ -831,3 +831,24 @@ def test_without_a_baseline_there_is_no_value_to_train():
     assert trained == {*map(id, agent.network.policy_layers.parameters())}
     batch = next(random_batches(agent))
     assert "value_loss" not in agent.update(batch, ignore)
+
+
+def test_dqn_without_replay_bootstraps_from_the_end_of_its_rollout():
+    """Rewards 1, 1, 1 with a termination in the second row: targets 1 + 0.5, 1, and 1 + 0.5 * Q(s_3) of the last."""
+    agent = built(DQN(buffer_size=None, num_steps=3, discount=0.5))
+    memory = agent.make_memory(1)
+    for t in range(3):
+        obs, next_obs = np.full((1, 3), t, np.float32), np.full((1, 3), t + 1, np.float32)
+        end = np.array([t == 1])
+        memory.add(Transition(obs, np.zeros(1, np.int64), np.ones(1, np.float32), next_obs, end, ~end & end, {}))
+    (batch,) = memory.batches()
+    assert batch["reward"].tolist() == [1.5, 1.0, 1.0]
+    assert batch["n"].tolist() == [2, 1, 1]
+    assert batch["terminated"].tolist() == [True, True, False]
+    assert batch["next_obs"][:, 0].tolist() == [2.0, 2.0, 3.0]
+    losses = {}
+    agent.update(batch, losses.__setitem__)
+    with torch.no_grad():
+        q = agent.network(batch["obs"])[:, 0]
+        target = torch.tensor([1.5, 1.0, 1.0 + 0.5 * agent.target(batch["next_obs"])[2].max().item()])
+    assert losses["q"].item() == pytest.approx(torch.nn.functional.smooth_l1_loss(q, target).item())

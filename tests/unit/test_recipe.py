@@ -317,6 +317,10 @@ def test_a_live_env_takes_no_settings(settings):
         ({"num_envs": 0}, "num_envs=0: it must be"),
         ({"num_envs": 1.5}, "num_envs=1.5"),
         ({"max_episode_len": 0}, "max_episode_len=0"),
+        ({"vectorization": "async", "restart_workers": -1}, "restart_workers=-1: it must be"),
+        ({"vectorization": "async", "num_workers": 0}, "num_workers=0: it must be"),
+        ({"num_workers": 2}, "num_workers=2, restart_workers=0 are for vectorization=.async., and it is 'sync'"),
+        ({"restart_workers": 1}, "restart_workers=1 are for"),
         ({"vectorization": "threads"}, "vectorization='threads': one of sync, async, vector_entry_point"),
     ],
 )

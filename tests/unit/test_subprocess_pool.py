@@ -208,10 +208,17 @@ def test_what_is_wrong_with_an_env_is_said_as_if_it_were_here(make):
         make(Scripted, 2).step(np.array([0, 5]))
 
 
-@pytest.mark.parametrize("kwargs", [{"num_workers": 0}, {"worker_timeout_s": 0.0}, {"restart_workers": -1}])
-def test_settings_that_make_no_sense_are_refused(kwargs):
-    with pytest.raises(ConfigurationError, match=next(iter(kwargs)).removeprefix("worker_")):
-        EnvRecipe(Scripted, 2, "async", **kwargs).make()
+def test_a_time_limit_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError, match="timeout_s=0.0: it must be a number of seconds above 0"):
+        EnvRecipe(Scripted, 2, "async", worker_timeout_s=0.0).make()
+
+
+def test_what_is_sent_to_an_env_may_be_large(make):
+    """More than the socket holds: no part of it is taken for the wish for a step."""
+    pool = make(functools.partial(Scripted, (9,)))
+    pool.reset()
+    pool.env.set_attr("picture", [np.ones(1_000_000)])
+    assert pool.env.get_attr("picture")[0].sum() == 1_000_000 and pool.env.get_attr("t") == (0,)
 
 
 # ---- failing ---------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
@@ -15,13 +17,14 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from rl_lightning._lightning import CrossingCheckpoint, saves_every_n_steps
+from rl_lightning._lightning import CrossingCheckpoint, Hooks, overrides, saves_every_n_steps
 from rl_lightning.agents import ForeignAgent
 from rl_lightning.callbacks import BestAgent
-from rl_lightning.envs import EnvPool
+from rl_lightning.envs import EnvPool, EnvRecipe
 from rl_lightning.evaluation import STATISTICS
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
+from rl_lightning.strategies import AsyncStrategy
 from rl_lightning.types import ConfigurationError
 
 if TYPE_CHECKING:
@@ -99,6 +102,72 @@ def check_foreign_agent(trainer: Trainer, module: RLModule) -> None:
         agent.check_evaluable()
     if trainer.checkpoint_callbacks:
         agent.check_has("save")
+
+
+def check_async(trainer: Trainer, module: RLModule, strategy: AsyncStrategy, recipe: EnvRecipe) -> None:
+    """What asynchronous training cannot do.
+
+    Raises:
+        ConfigurationError: the agent, the env or the Trainer asks for it.
+    """
+    agent, name = module.agent, type(module.given_agent).__name__
+    given = f"AsyncStrategy(mode={strategy.mode!r})"
+    if isinstance(agent, ForeignAgent):
+        modes: Collection[str] = ("shared",)
+    else:
+        modes = agent.async_modes
+    if strategy.mode not in modes:
+        if not modes:
+            raise ConfigurationError(f"{given} cannot train {name}, whose learning steps nobody may disturb.")
+        ours = " A2C can with v_trace=True." if type(agent).__name__ == "A2C" else ""
+        raise ConfigurationError(
+            f"{given} needs an agent that can learn from what an older policy did, and {name} cannot.{ours} It can be "
+            f"trained with mode={' or '.join(map(repr, modes))}."
+        )
+    if isinstance(recipe.source, gym.Env | gym.vector.VectorEnv) and strategy.make_env is None:
+        raise ConfigurationError(
+            f"{given} makes an env in each worker, and was given {recipe.source}, which is one live env. Give a "
+            "gymnasium id, a factory (a function that returns an env) or an EnvModule."
+        )
+    if recipe.vectorization == "async" and strategy.make_env is None:
+        raise ConfigurationError(
+            f"{given} has its envs in processes already. Leave vectorization='async' out; num_envs is how many "
+            "each worker has."
+        )
+    if trainer.world_size > 1:
+        raise ConfigurationError(f"{given} has processes of its own: use Trainer(devices=1).")
+    if strategy.mode == "shared":
+        _check_shared_learning(trainer, module, given)
+
+
+def _check_shared_learning(trainer: Trainer, module: RLModule, given: str) -> None:
+    overridden = Hooks(trainer, module).within_learning_steps()
+    needy = [type(callback).__name__ for callback in trainer.callbacks if _needs_transitions(callback)]
+    if _overrides_env_steps(module, RLModule):
+        needy.append(type(module).__name__)
+    reasons = {
+        f"{', '.join(overridden)} would run nowhere": bool(overridden),
+        f"{', '.join(needy)} would see no transition (on_env_step)": bool(needy),
+        f"accumulate_grad_batches={trainer.accumulate_grad_batches} is not 1": trainer.accumulate_grad_batches != 1,
+        f"precision={trainer.precision!r} is not '32-true'": trainer.precision != "32-true",
+        f"their parameters are shared in the host's memory, not on {trainer.strategy.root_device}": (
+            trainer.strategy.root_device.type != "cpu"
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigurationError(
+                f"{given} learns in its workers, and {reason}. Leave that out (hooks for every env step: StepHooks; "
+                "Trainer(accelerator='cpu')), or use mode='actor_learner', where the Trainer learns."
+            )
+
+
+def _needs_transitions(callback: pl.Callback) -> bool:
+    return _overrides_env_steps(callback, pl.Callback) and not getattr(callback, "without_transition", False)
+
+
+def _overrides_env_steps(instance: object, base: type) -> bool:
+    return any(overrides(instance, name, base) for name in ("on_env_step_start", "on_env_step", "on_env_step_end"))
 
 
 def share_an_env(pool: EnvPool, other: EnvPool) -> bool:

@@ -169,6 +169,13 @@ def clip_limit(trainer: Trainer) -> float | None:
     return trainer.lightning_module.agent.max_grad_norm if limit is None else limit
 
 
+def clip_limits(trainer: Trainer) -> tuple[float | None, float | None]:
+    """How far the norm, and how far each number, of all gradients together may go; None: no limit."""
+    limit = clip_limit(trainer) or None
+    by_value = trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+    return (None, limit) if by_value else (limit, None)
+
+
 def clip_norm(parameters: list[Parameter], limit: float) -> None:
     """Scale all gradients together, in place, so that their norm is at most `limit`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import OnExceptionCheckpoint, ProgressBar
 from pytorch_lightning.strategies import Strategy as LightningStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning import _lightning
 from rl_lightning.agents import Agent, ForeignAgent
-from rl_lightning.callbacks import Evaluation, LinearInterpolation, RLProgressBar
+from rl_lightning.callbacks import Evaluation, LinearInterpolation, RLProgressBar, StepHooks
 from rl_lightning.checks import (
+    check_async,
     check_callbacks,
     check_checkpoint_intervals,
     check_flags,
@@ -28,7 +31,8 @@ from rl_lightning.envs import EnvPool, EnvRecipe
 from rl_lightning.evaluation import EvaluationResult, check_evaluation
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
-from rl_lightning.strategies import BatchStrategy, Strategy, SyncStrategy
+from rl_lightning.optimization import clip_limits
+from rl_lightning.strategies import AsyncPlan, AsyncStrategy, BatchStrategy, Strategy, SyncStrategy
 from rl_lightning.types import ConfigurationError
 
 _SEED_VARIABLE = "PL_GLOBAL_SEED"
@@ -74,9 +78,9 @@ class Trainer(pl.Trainer):
     | `overfit_batches`, `reload_dataloaders_every_n_epochs` | an error: there are no dataloaders |
 
     Args:
-        strategy: how experience is gathered: "sync" (one env), "batch" (several in lockstep), "auto" (whichever fits),
-            or an instance. Lightning's own names ("ddp", ...) pass through to Lightning and gather in batch on every
-            rank.
+        strategy: how experience is gathered: "sync" (one env), "batch" (several in lockstep), "auto" (whichever of
+            these fits), "async" (`AsyncStrategy()`: processes that do not wait for each other), or an instance.
+            Lightning's own names ("ddp", ...) pass through to Lightning and gather in batch on every rank.
         steps_per_epoch: env steps in an epoch; the evaluation ends it.
         log_every_n_steps: env steps between two log entries.
         num_sanity_val_steps: evaluation episodes before training.
@@ -124,8 +128,8 @@ class Trainer(pl.Trainer):
         self.steps_per_epoch = steps_per_epoch
         self.compile = compile
         self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
-        if strategy in ("auto", "sync", "batch") or isinstance(strategy, Strategy):
-            self._gathering, strategy = strategy, "auto"
+        if strategy in ("auto", "sync", "batch", "async") or isinstance(strategy, Strategy):
+            self._gathering, strategy = AsyncStrategy() if strategy == "async" else strategy, "auto"
         self._user_val_check = kwargs.get("val_check_interval")
         if not kwargs.get("barebones", False):
             log_every_n_steps = 1_000 if log_every_n_steps is None else log_every_n_steps
@@ -141,6 +145,7 @@ class Trainer(pl.Trainer):
         self._is_seeded = False
         self.memory: Memory | None = None
         self.last_evaluation: EvaluationResult | None = None
+        self.evaluated_checkpoint: dict[str, Any] | None = None
         self.rl_strategy: Strategy = BatchStrategy()
         self._train_pool: EnvPool | None = None
         self._evaluation_pools: dict[str, EnvPool] = {}
@@ -180,6 +185,8 @@ class Trainer(pl.Trainer):
         if isinstance(module.agent, ForeignAgent):
             check_foreign_agent(self, module)
         recipe = data.recipe("train")
+        if isinstance(self._gathering, AsyncStrategy):
+            check_async(self, module, self._gathering, recipe)
         self._train_pool = recipe.make()
         try:
             module.build(self._train_pool.observation_space, self._train_pool.action_space)
@@ -264,8 +271,10 @@ class Trainer(pl.Trainer):
 
     @property
     def train_env(self) -> Any:
-        """The gymnasium env, or vector env, that training steps; None while not fitting."""
-        return None if self._train_pool is None else self._train_pool.env
+        """The gymnasium env, or vector env, that training steps; None while not fitting, or where workers have them."""
+        if self._train_pool is None or isinstance(self.rl_strategy, AsyncStrategy):
+            return None
+        return self._train_pool.env
 
     @property
     def eval_env(self) -> Any:
@@ -316,6 +325,11 @@ class Trainer(pl.Trainer):
         return self._evaluation is None or self._evaluation.eval_at_end
 
     @property
+    def evaluates_in_background(self) -> bool:
+        """Whether training goes on while the agent is evaluated."""
+        return self._evaluation is not None and self._evaluation.in_background
+
+    @property
     def eval_at_episode_end(self) -> bool:
         """Whether an evaluation that is due waits for the end of the training episode."""
         return self._evaluation is not None and self._evaluation.at_episode_end
@@ -360,22 +374,77 @@ class Trainer(pl.Trainer):
         pool, module = self._train_pool, self.lightning_module
         assert pool is not None
         self.rl_strategy = self._choose_strategy(pool.num_envs)
-        memory = module.memory if module.memory is not None else module.agent.make_memory(pool.num_envs)
+        strategy, num_envs = self.rl_strategy, pool.num_envs
+        memory = strategy.make_memory(module.agent, module.memory, num_envs)
         # a resumed run must not repeat the episodes and samples that it started with: hence the step in both seeds
         memory.rng = np.random.default_rng(self._seed_sequence("memory", self.global_step))
-        check_checkpoint_intervals(self, pool.num_envs, memory)
-        if isinstance(module.agent, ForeignAgent):
+        if isinstance(strategy, AsyncStrategy):
+            strategy.plan = self._async_plan()
+            num_envs *= strategy.num_workers
+        elif isinstance(module.agent, ForeignAgent):
             module.agent.start(self.global_step)
-        self.rl_strategy.setup(
+        if not strategy.learns_elsewhere:
+            check_checkpoint_intervals(self, num_envs, memory)
+        strategy.setup(
             module.agent,
             pool,
             seed=self.draw_seed("train", self.global_step) if self._may_seed(pool) else None,
             device=self.strategy.root_device,
             dtype=_lightning.agent_dtype(self),
         )
-        self.rl_strategy.episodes.num_finished = self.num_episodes
+        strategy.episodes.num_finished = self.num_episodes
         self.memory = memory
-        return self.rl_strategy, memory
+        return strategy, memory
+
+    def _async_plan(self) -> AsyncPlan:
+        """What workers have to know of this run."""
+        module = self.lightning_module
+        max_norm, max_value = clip_limits(self)
+        epochs = self.max_epochs * self.steps_per_epoch if self.max_epochs not in (None, -1) else math.inf
+        return AsyncPlan(
+            recipe=self.train_recipe,
+            optimizers=dict(zip(module.named_optimizers(), self.optimizers, strict=True)),
+            start=self.global_step,
+            limit=min(math.inf if self.max_steps == -1 else self.max_steps, epochs),
+            max_grad_norm=max_norm,
+            max_grad_value=max_value,
+            hooks=[hook for callback in self.callbacks if isinstance(callback, StepHooks) for hook in callback.hooks],
+            num_updates=lambda: self.num_updates,
+        )
+
+    def save_interrupted(self) -> None:
+        """After an error or a signal in asynchronous training: end the workers, and save what they have learned.
+
+        The checkpoint is `except.ckpt`, beside the others; there is none where a callback saves one itself.
+        """
+        if not isinstance(self.rl_strategy, AsyncStrategy):
+            return
+        self.rl_strategy.teardown()
+        others = any(
+            isinstance(callback, OnExceptionCheckpoint) or getattr(callback, "saves_on_exception", False)
+            for callback in self.callbacks
+        )
+        if self.checkpoint_callbacks and not self.fast_dev_run and not others:
+            directory = getattr(self.checkpoint_callback, "dirpath", None)
+            path = Path(directory or Path(self.log_dir or self.default_root_dir) / "checkpoints") / "except.ckpt"
+            self.save_checkpoint(path)
+            rank_zero_warn(f"Training ended early. What was learned is in {path}")
+
+    def synchronize(self) -> None:
+        """Let the agent and its optimizers be as the workers of asynchronous training have made them by now.
+
+        During an evaluation the agent stays the one that is evaluated.
+        """
+        if not (self.validating or self.sanity_checking):
+            self.rl_strategy.synchronize()
+
+    def save_checkpoint(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint of the agent as it is now; during an evaluation, as it is evaluated."""
+        if self.evaluated_checkpoint is not None:  # that of the agent which was evaluated in the background
+            _lightning.write_checkpoint(self, self.evaluated_checkpoint, filepath)
+            return
+        self.synchronize()
+        super().save_checkpoint(filepath, *args, **kwargs)
 
     def draw_seed(self, role: str, *path: int) -> int:
         """A 30-bit seed that follows from the run's seed, this process's rank, the role and `path`, nothing else.

@@ -3,11 +3,11 @@
 tests/contract/test_lightning_private_names.py has a test for each private name used here.
 """
 
-from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n_steps
+from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n_steps, write_checkpoint
 from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.evaluation_loops import agent_dtype
 from rl_lightning._lightning.fit_loop import RLFitLoop
-from rl_lightning._lightning.hooks import Hooks
+from rl_lightning._lightning.hooks import Hooks, overrides
 from rl_lightning._lightning.install import install_loops
 from rl_lightning._lightning.logger_connector import RLLoggerConnector
 
@@ -20,5 +20,7 @@ __all__ = [
     "agent_dtype",
     "install_loops",
     "next_multiple",
+    "overrides",
     "saves_every_n_steps",
+    "write_checkpoint",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer import call
 
 from rl_lightning._lightning.clock import next_multiple
+
+if TYPE_CHECKING:
+    from rl_lightning.trainer import Trainer
 
 
 class CrossingCheckpoint(ModelCheckpoint):
@@ -32,3 +36,14 @@ class CrossingCheckpoint(ModelCheckpoint):
 def saves_every_n_steps(checkpoint: ModelCheckpoint) -> int:
     """The `every_n_train_steps` of a checkpoint callback; 0 if it does not save by steps."""
     return int(checkpoint._every_n_train_steps)
+
+
+def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """Everything a checkpoint holds, as it is now."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def write_checkpoint(trainer: Trainer, checkpoint: dict[str, Any], path: Any) -> None:
+    """Save what was dumped earlier, with the callbacks' state of now: they have since seen the evaluation."""
+    checkpoint["callbacks"] = call._call_callbacks_state_dict(trainer)
+    trainer.strategy.save_checkpoint(checkpoint, path)

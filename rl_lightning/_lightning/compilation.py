@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _Learned: TypeAlias = tuple[Metrics, dict[str, Tensor]]
 """What to log of a learning step, and its losses by optimizer."""
 
-_BETWEEN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-_OWN = ("training_step", "backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
 _CONFIG: dict[str, Any] = {"trace_autograd_ops": True, "allow_unspec_int_on_nn_module": True}
 """What torch's compiler is told: gradients are part of the graph, and an agent may count its learning steps."""
 
@@ -61,8 +59,7 @@ _OPTIONS = {"fallback_random": True, "guard_filter_fn": _watched}
 def why_not_compiled(trainer: Trainer, hooks: Hooks) -> str | None:
     """What keeps the learning step from being one graph; None if nothing does."""
     optimizers = trainer.lightning_module.named_optimizers()
-    between = [name for name in _BETWEEN if hooks.bind(name) is not None]
-    between += [name for name in _OWN if hooks.overridden(name)]
+    between = hooks.within_learning_steps()
     foreign = [name for name, optimizer in optimizers.items() if not isinstance(optimizer, PackedOptimizer)]
     own = trainer.lightning_module.agent.why_not_compiled
     reasons = {

@@ -5,23 +5,34 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.prediction_loop import _PredictionLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from rl_lightning.agents import ForeignAgent
+from rl_lightning.envs.pool import Step
 from rl_lightning.evaluation import EpisodeResult, EvaluationResult, evaluate
+from rl_lightning.strategies import AsyncStrategy
 
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
+
+WATCH_S = 0.5
+"""How often, in seconds, an evaluation looks at the workers of asynchronous training."""
 
 
 class RLEvaluationLoop(_EvaluationLoop):
     """Lightning's validation or test: episodes in envs of their own, through the one function `evaluate`."""
 
     trainer: Trainer
+    found: tuple[EvaluationResult, list[EpisodeResult]] | None = None
+    """What the next run shall take for its result, because it was found elsewhere."""
+    _last_watch = 0.0
 
     def setup_data(self) -> None:
         plan = self.trainer.evaluation_plan(str(self._stage.dataloader_prefix))
@@ -43,7 +54,7 @@ class RLEvaluationLoop(_EvaluationLoop):
         self._on_evaluation_start()
         self._on_evaluation_epoch_start()
         prefix = "test" if trainer.testing else "eval"
-        result = self._episodes()
+        result = self._episodes() if self.found is None else self._replay(*self.found)
         self._has_run = not trainer.sanity_checking
         trainer._logger_connector.epoch_end_reached()
         trainer._logger_connector._evaluation_epoch_end()
@@ -61,20 +72,43 @@ class RLEvaluationLoop(_EvaluationLoop):
         return [logged]
 
     def _episodes(self) -> EvaluationResult:
-        trainer, plan = self.trainer, self._plan
-        num_episodes = self._max_batches[0] if trainer.sanity_checking or not plan.num_steps else None
+        trainer = self.trainer
         return evaluate(
             trainer.lightning_module.agent,
-            plan.pool,
-            num_episodes=None if num_episodes is None else int(min(num_episodes, self.max_batches[0])),
-            num_steps=None if num_episodes is not None else plan.num_steps,
-            max_episode_len=plan.max_episode_len,
-            seed=plan.seed,
-            seed_envs=plan.seed_envs,
+            self._plan.pool,
+            **self.arguments(),
             on_episode=self._on_episode,
+            observe=self._watch if isinstance(trainer.rl_strategy, AsyncStrategy) else None,
             device=trainer.strategy.root_device,
-            dtype=agent_dtype(trainer),
         )
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `evaluate`, as far as they do not depend on who calls it."""
+        trainer, plan = self.trainer, self._plan
+        num_episodes = self._max_batches[0] if trainer.sanity_checking or not plan.num_steps else None
+        return {
+            "num_episodes": None if num_episodes is None else int(min(num_episodes, self.max_batches[0])),
+            "num_steps": None if num_episodes is not None else plan.num_steps,
+            "max_episode_len": plan.max_episode_len,
+            "seed": plan.seed,
+            "seed_envs": plan.seed_envs,
+            "dtype": agent_dtype(trainer),
+        }
+
+    def _replay(self, result: EvaluationResult, episodes: list[EpisodeResult]) -> EvaluationResult:
+        for episode in episodes:
+            self._on_episode(episode)
+        return result
+
+    def _watch(self, step: Step, reset: NDArray[np.bool_]) -> None:
+        """See that the workers go on meanwhile."""
+        trainer = self.trainer
+        agent = trainer.lightning_module.agent
+        if isinstance(agent, ForeignAgent):
+            agent.observe_evaluation(step, reset)
+        if time.monotonic() - self._last_watch > WATCH_S:
+            trainer.rl_strategy.check()
+            self._last_watch = time.monotonic()
 
     def _on_episode(self, episode: EpisodeResult) -> None:
         """One finished episode is one of Lightning's validation batches."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from rl_lightning._lightning.checkpoint import dump_checkpoint
 from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.compilation import CompiledLearning, why_not_compiled
 from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
@@ -25,6 +27,7 @@ from rl_lightning._lightning.hooks import Hooks
 from rl_lightning.agents import ForeignAgent
 from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
+from rl_lightning.strategies.background_evaluation import BackgroundEvaluator
 from rl_lightning.types import Batch, Transition
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ class _EpochIsOver(Exception):  # no StopIteration, which an env may raise by mi
 
 class RLTrainingEpochLoop(_TrainingEpochLoop):
     """Holds the clock. The loop itself is `RLFitLoop.advance`."""
+
+    val_loop: RLEvaluationLoop
 
     def __init__(self, trainer: Trainer, min_steps: int | None = None, max_steps: int = -1) -> None:
         self.clock = Clock()
@@ -91,6 +96,8 @@ class RLFitLoop(_FitLoop):
     user_min_epochs: int | None = None
     epoch_start = 0  # env step
     _compiled: CompiledLearning | None = None
+    _background: BackgroundEvaluator | None = None
+    _evaluated: tuple[Clock, dict[str, Any]]
 
     @property
     def clock(self) -> Clock:
@@ -105,13 +112,17 @@ class RLFitLoop(_FitLoop):
             return
         self.setup_data()
         self.on_run_start()
-        while not self.done:
-            self.on_advance_start()
-            with self.trainer.profiler.profile("run_training_epoch"):
-                self.advance()
-            self._evaluate_if_due(epoch_end=True)
-            self.on_advance_end()
-            self._restarting = False
+        try:
+            while not self.done:
+                self.on_advance_start()
+                with self.trainer.profiler.profile("run_training_epoch"):
+                    self.advance()
+                self._evaluate_if_due(epoch_end=True)
+                self.on_advance_end()
+                self._restarting = False
+        except BaseException:
+            self.trainer.save_interrupted()
+            raise
         self.on_run_end()
 
     def _resume_epochs(self) -> None:
@@ -157,6 +168,8 @@ class RLFitLoop(_FitLoop):
     def _make_training_step(self, hooks: Hooks) -> Callable[[Batch, int], Any]:
         """What does one learning step: the module's `training_step`, or with `compile=True` a graph of it."""
         eagerly = hooks.method("training_step")
+        if self.strategy.learns_elsewhere:
+            return self._note_learning
         if not self.trainer.compile:
             return eagerly
         reason = why_not_compiled(self.trainer, hooks)
@@ -165,6 +178,17 @@ class RLFitLoop(_FitLoop):
             return eagerly
         self._compiled = CompiledLearning(self.trainer, self._optimization, eagerly)
         return self._compiled
+
+    def _note_learning(self, report: Batch, batch_idx: int) -> Any:
+        """Count the learning steps that a worker reports; the caller counts one."""
+        others = report["num_updates"] - 1
+        self.clock.num_updates += others
+        self.clock.num_optimizer_steps += others
+        if self._has_schedulers:
+            for _ in range(others):
+                self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=False)
+        self._optimization.last_loss = torch.tensor(report["loss"])
+        return report["metrics"]
 
     def _batch_conversion(self, hooks: Hooks) -> Callable[[Batch], Batch] | None:
         """What has to be done to each batch before it is learned from; None on the host in plain float32."""
@@ -215,14 +239,15 @@ class RLFitLoop(_FitLoop):
         signals = trainer._signal_connector
         end = self._epoch_end()
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
-        advance, add, batches, on_env_step = strategy.advance, memory.add, memory.batches, self._on_env_step
+        advance, batches, on_env_step = strategy.advance, memory.batches, self._on_env_step
+        add: Callable[[Any], None] = memory.add
         on_env_step_start, on_env_step_end = self._on_env_step_start, self._on_env_step_end
         try:
             while clock.env_steps < end:
                 if on_env_step_start is not None:
                     strategy.begin_episodes()
                     on_env_step_start()
-                transition: Transition = advance()
+                transition = advance()
                 clock.env_steps += strategy.num_steps * self._world_size
                 add(transition)
                 if on_env_step is not None:
@@ -239,6 +264,12 @@ class RLFitLoop(_FitLoop):
                     break
                 if signals.received_sigterm:
                     raise SIGTERMException
+            if self._run_ends_here():
+                clock.env_steps += strategy.finish() * self._world_size
+                strategy.synchronize()
+                if strategy.learns_elsewhere:
+                    for batch in batches():
+                        self._learn(batch)
         except _EpochIsOver:
             pass
         clock.num_episodes = strategy.episodes.num_finished
@@ -291,14 +322,15 @@ class RLFitLoop(_FitLoop):
 
     # ---- what happens now and then -------------------------------------------------------------------------------
 
-    def _on_event(self, transition: Transition) -> None:
+    def _on_event(self, transition: Transition | None) -> None:
         step = self.clock.env_steps
         self.clock.num_episodes = self.strategy.episodes.num_finished
         if step >= self._next_log:
             self._log()
         if step >= self._next_tick:
             self._tick()
-        if not self._at_episode_end or transition.terminated.any() or transition.truncated.any():
+        ended = transition is None or transition.terminated.any() or transition.truncated.any()
+        if ended or not self._at_episode_end:
             self._evaluate_if_due(epoch_end=False)
         self._next_event = min(self._next_log, self._next_eval, self._next_tick)
 
@@ -320,7 +352,7 @@ class RLFitLoop(_FitLoop):
         """Write what was gathered since the last time, and begin anew."""
         step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
         self._next_log = next_multiple(step, trainer.log_every_n_steps)
-        metrics = self._training_metrics(self._means.flush())
+        metrics = self._training_metrics(self._means.flush() | self.strategy.metrics())
         self._num_finished = self.strategy.episodes.num_finished
         elapsed = max(time.perf_counter() - self._last_log_time, 1e-9)
         metrics["time/env_steps_per_second"] = (step - self._last_log_step) / elapsed
@@ -357,13 +389,20 @@ class RLFitLoop(_FitLoop):
             due = due or trainer.eval_at_end
         elif epoch_end and self._at_episode_end:
             due = False  # it waits for the episode's end
+        if self._background is not None:
+            self._finish_background(wait=epoch_end and self._run_ends_here())
+            if self._background.is_busy:
+                return  # one that is due waits for the one before it
         if due:
             self._next_eval = next_multiple(step, self._eval_interval)
         if due or epoch_end:
             # for callbacks that monitor training, and look now
             trainer._logger_connector.publish(self._training_metrics(self._means.values()), prog_bar=("train/return",))
         if due and step != self._last_eval and trainer.enable_validation:
-            self._evaluate()
+            if trainer.evaluates_in_background and not self._run_ends_here():
+                self._evaluate_in_background()
+            else:
+                self._evaluate()
 
     def _evaluation_time_is_up(self) -> bool:
         interval = self.trainer._val_check_time_interval
@@ -374,11 +413,46 @@ class RLFitLoop(_FitLoop):
         last_epoch = self.max_epochs not in (None, -1) and self.epoch_progress.current.processed + 1 >= self.max_epochs
         return steps_done or last_epoch or (self.trainer.should_stop and self._can_stop_early)
 
+    def _evaluate_in_background(self) -> None:
+        """Let another process evaluate the agent as it is now."""
+        trainer, loop = self.trainer, self.epoch_loop.val_loop
+        self.strategy.synchronize()
+        self._last_eval = self.clock.env_steps
+        loop.setup_data()
+        if self._background is None:
+            self._background = BackgroundEvaluator(trainer.lightning_module.agent, trainer.eval_recipe)
+        self._background.start(**loop.arguments())
+        self._evaluated = copy.copy(self.clock), copy.deepcopy(dump_checkpoint(trainer))
+
+    def _finish_background(self, *, wait: bool = False) -> None:
+        """Take in what an evaluation in the background has found, if it is ready."""
+        background, trainer = self._background, self.trainer
+        while background is not None and background.is_busy:
+            found = background.result(TICK_S if wait else 0.0)
+            if found is not None:
+                now = copy.copy(self.clock)
+                clock, trainer.evaluated_checkpoint = self._evaluated
+                self.epoch_loop.val_loop.found = found
+                self._set_clock(clock)
+                try:
+                    self._evaluate()
+                finally:
+                    self._set_clock(now)
+                    trainer.evaluated_checkpoint = self.epoch_loop.val_loop.found = None
+            elif not wait:
+                return
+            elif trainer._signal_connector.received_sigterm:
+                raise SIGTERMException
+
+    def _set_clock(self, clock: Clock) -> None:
+        vars(self.clock).update(vars(clock))
+
     def _evaluate(self) -> None:
         trainer = self.trainer
         if not trainer.enable_validation:
             return
         started = time.perf_counter()
+        self.strategy.synchronize()
         self._last_eval = self.clock.env_steps
         first_loop_iter = trainer._logger_connector._first_loop_iter
         trainer.validating = True
@@ -416,6 +490,9 @@ class RLFitLoop(_FitLoop):
     def teardown(self) -> None:
         super().teardown()
         self.trainer.rl_strategy.teardown()
+        if self._background is not None:
+            self._background.close()
+            self._background = None
         if self._compiled is not None:
             self._compiled.close()
         module = self.trainer.lightning_module

@@ -15,13 +15,16 @@ from rl_lightning.module import RLModule
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
 
+_BETWEEN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_OWN = ("training_step", "backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
+
 
 class Hooks:
     """Which hooks somebody overrides, looked up once, so that nobody pays for those that nobody does."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, module: RLModule | None = None) -> None:
         self._trainer = trainer
-        self._module = trainer.lightning_module
+        self._module = trainer.lightning_module if module is None else module
 
     def bind(self, name: str) -> Callable[..., Any] | None:
         """A function that calls the hook on all callbacks, then on the module. None if nobody overrides it.
@@ -31,13 +34,13 @@ class Hooks:
         trainer, module = self._trainer, self._module
         callbacks: list[Callable[..., Any]] = []
         for callback in trainer.callbacks:
-            if _overrides(callback, name, pl.Callback):
+            if overrides(callback, name, pl.Callback):
                 hook: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
                 if name == "on_train_batch_end":
                     hook = on_our_clock(callback, hook, trainer)
                 callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
         own: Callable[..., Any] | None = None
-        if _overrides(module, name, RLModule):
+        if overrides(module, name, RLModule):
             own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
         return self._entered(name, callbacks, own) if callbacks or own is not None else None
 
@@ -64,7 +67,11 @@ class Hooks:
 
     def overridden(self, name: str) -> bool:
         """Whether the user's module overrides it."""
-        return _overrides(self._module, name, RLModule)
+        return overrides(self._module, name, RLModule)
+
+    def within_learning_steps(self) -> list[str]:
+        """The hooks and methods that somebody overrides and that run in the middle of a learning step."""
+        return [n for n in _BETWEEN if self.bind(n) is not None] + [n for n in _OWN if self.overridden(n)]
 
     def _profiled(self, function: Callable[..., Any], action: str) -> Callable[..., Any]:
         profiler = self._trainer.profiler
@@ -78,7 +85,8 @@ class Hooks:
         return run
 
 
-def _overrides(instance: object, name: str, base: type) -> bool:
+def overrides(instance: object, name: str, base: type) -> bool:
+    """Whether an instance has a method of its own by that name, not that of `base`."""
     attribute = getattr(instance, name, None)
     if attribute is None:
         return False

@@ -45,6 +45,10 @@ class Evaluation(pl.Callback):
         eval_at_end: also evaluate after the last step, due or not.
         at_episode_end: an evaluation that is due waits for the end of the training episode. With one env, it may then
             run in the training env itself. Needs `every_n_steps`.
+        in_background: evaluate a copy of the agent in a process of its own, while training goes on. The result belongs
+            to the env step at which the copy was taken, and so does the agent that is saved for it; it arrives when it
+            is ready, before the next evaluation begins. The one at the end of training is waited for. For agents of
+            ours.
         seed: start every evaluation from the same episodes. None: each one draws fresh starts from the run's seed.
         env: envs to evaluate in. None: those of the `EnvModule`.
     Attributes:
@@ -63,6 +67,7 @@ class Evaluation(pl.Callback):
         eval_at_start: bool = False,
         eval_at_end: bool = True,
         at_episode_end: bool = False,
+        in_background: bool = False,
         seed: int | None = None,
         env: EnvLike | None = None,
     ) -> None:
@@ -77,6 +82,11 @@ class Evaluation(pl.Callback):
             raise ConfigurationError(
                 "Evaluation(at_episode_end=True) needs every_n_steps: the env steps after which it is due."
             )
+        if at_episode_end and in_background:
+            raise ConfigurationError(
+                "Evaluation(at_episode_end=True, in_background=True): what runs in the background waits for no "
+                "episode. Leave one of them out."
+            )
         self.num_episodes = num_episodes
         self.num_steps = num_steps
         self.every_n_steps = every_n_steps
@@ -84,6 +94,7 @@ class Evaluation(pl.Callback):
         self.eval_at_start = eval_at_start
         self.eval_at_end = eval_at_end
         self.at_episode_end = at_episode_end
+        self.in_background = in_background
         self.seed = seed
         self.env = env
         self.history: list[dict[str, Any]] = []

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 class StepHooks(pl.Callback):
     """Call hooks for every env step, after the agent has learned from it.
 
-    With several envs they are called once for each, numbered consecutively.
+    With several envs they are called once for each, numbered consecutively. Under `AsyncStrategy` they are sent to the
+    workers, and called there, with the worker's env and agent; each number is used once.
 
     Args:
         hooks: each called as `hook(env, agent, step)`: the training env (or vector env), the agent as it was given to
             the Trainer, and the number of the step; the first is 1.
     """
+
+    without_transition = True
 
     def __init__(self, hooks: Sequence[Callable[[Any, Any, int], object]]) -> None:
         self.hooks = list(hooks)
@@ -36,6 +39,8 @@ class StepHooks(pl.Callback):
 
     def on_env_step_end(self, trainer: Trainer, pl_module: RLModule, transition: Transition) -> None:
         """Call the hooks."""
+        if self._env is None:  # the workers do
+            return
         last, self._last = self._last, trainer.global_step
         for step in range(last + 1, self._last + 1):
             for hook in self.hooks:

@@ -36,6 +36,8 @@ class LinearInterpolation(pl.Callback):
         self.total_steps = total_steps
         self.from_agent = False
 
+    without_transition = True
+
     @property
     def state_key(self) -> str:
         return self._generate_state_key(target=self.target)

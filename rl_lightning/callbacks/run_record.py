@@ -11,6 +11,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from rl_lightning.envs import EnvRecipe
 from rl_lightning.records import described, record_run
+from rl_lightning.strategies import AsyncStrategy
 
 if TYPE_CHECKING:
     from rl_lightning.module import RLModule
@@ -23,7 +24,8 @@ class RunRecord(pl.Callback):
     `args.txt` holds the seed, the arguments of Trainer, callbacks, `fit`, agent, memory and envs, and the config if
     there is one; those of callbacks and other objects as far as they keep them as attributes. The other files are the
     command, harmless environment variables, the versions of all packages, the time of each start, and the state of the
-    git repository: see `rl_lightning.records.record_run`.
+    git repository: see `rl_lightning.records.record_run`. Under `AsyncStrategy`, `seeds.txt` has a line each start: the
+    env step, and the seeds of the workers.
 
     Args:
         directory: where. None: the run's log directory.
@@ -33,12 +35,20 @@ class RunRecord(pl.Callback):
     def __init__(self, directory: str | Path | None = None, *, everything_of_environ: bool = False) -> None:
         self.directory = directory
         self.everything_of_environ = everything_of_environ
+        self._directory: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
         directory = self.directory or trainer.log_dir  # of all ranks: it is sent from the first
         if directory is None or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         record_run(directory, _arguments(trainer, pl_module), everything_of_environ=self.everything_of_environ)
+        self._directory = Path(directory)
+
+    def on_train_start(self, trainer: Trainer, pl_module: RLModule) -> None:  # type: ignore[override]
+        strategy = trainer.rl_strategy
+        if self._directory is not None and isinstance(strategy, AsyncStrategy):
+            with (self._directory / "seeds.txt").open("a") as file:
+                file.write(f"{trainer.global_step}\t{' '.join(map(str, strategy.seeds))}\n")
 
 
 def _arguments(trainer: Trainer, module: RLModule) -> dict[str, Any]:

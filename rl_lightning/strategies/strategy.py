@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rl_lightning.agents import Agent
 from rl_lightning.envs import EnvPool
 from rl_lightning.envs.pool import Mask
+from rl_lightning.memory import Memory
 from rl_lightning.types import Transition
 
 
@@ -24,6 +25,7 @@ class Strategy(ABC):
             while global_step < max_steps:
                 transition = strategy.advance()
                 ...                                     # remember it, learn from it
+            strategy.finish()
         finally:
             strategy.teardown()
 
@@ -35,6 +37,15 @@ class Strategy(ABC):
     num_steps: int
     episodes: Episodes
 
+    @property
+    def learns_elsewhere(self) -> bool:
+        """Whether other processes learn, and `memory.batches()` are their reports."""
+        return False
+
+    def make_memory(self, agent: Agent, memory: Memory | None, num_envs: int) -> Memory:
+        """What to learn from: the user's `memory`, or the agent's own for the envs that are stepped together."""
+        return agent.make_memory(num_envs) if memory is None else memory
+
     @abstractmethod
     def setup(self, agent: Agent, pool: EnvPool, *, seed: int | None, device: torch.device, dtype: torch.dtype) -> None:
         """Get ready to gather: reset every env, with seeds that follow from `seed` if it is given."""
@@ -43,8 +54,26 @@ class Strategy(ABC):
         """Start new episodes where the last ones are over, if somebody wants to look; `advance` does it too."""
 
     @abstractmethod
-    def advance(self) -> Transition:
-        """Take the next step of every env and say what happened."""
+    def advance(self) -> Transition | None:
+        """Take the next step of every env and say what happened; None where others keep that to themselves."""
+
+    def finish(self) -> int:
+        """Training ends here: let others, where there are any, end their step. Returns env steps not yet counted."""
+        return 0
+
+    def synchronize(self) -> None:
+        """Somebody wants to look at the agent and its optimizers: where others learn, take over what they have."""
+
+    def check(self) -> None:
+        """Called now and then while something else goes on, such as an evaluation.
+
+        Raises:
+            WorkerError: a process that gathers has failed.
+        """
+
+    def metrics(self) -> dict[str, float]:
+        """What to log of gathering as `train/<name>`, since the last time."""
+        return {}
 
     @abstractmethod
     def teardown(self) -> None:
@@ -87,6 +116,12 @@ class Episodes:
                 self._finish(float(self._return[i]), int(self._length[i]))
             self._return[done] = 0.0
             self._length[done] = 0
+
+    def include(self, returns: Sequence[float], lengths: Sequence[int], num_finished: int) -> None:
+        """Count episodes that ended elsewhere: so many, of which those are the last."""
+        self.recent_returns.extend(returns)
+        self.recent_lengths.extend(lengths)
+        self.num_finished += num_finished
 
     def _finish(self, return_: float, length: int) -> None:
         self.recent_returns.append(return_)

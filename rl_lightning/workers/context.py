@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import torch
 
-from rl_lightning.workers.channel import DONE, FAILURE, MESSAGE, RING, Channel, wait_for
+from rl_lightning.workers.channel import DONE, FAILURE, MESSAGE, RING, Channel, Frame, wait_for
 from rl_lightning.workers.parcel import Parcel
 from rl_lightning.workers.shared import SharedBlock, SharedFd
 
@@ -105,18 +105,22 @@ class WorkerContext:
         Returns:
             The messages; none if the time is over, if the parent only rang, or if it wants an end (see `stopping`).
         """
-        if timeout_s == 0.0:
-            return self._read(wait=False)
-        self._beat[0] = WAITS_FOR_PARENT
-        try:
-            if timeout_s is not None:
-                wait_for(self._channel.fileno(), select.POLLIN, timeout_s)
-            return self._read(wait=timeout_s is None)
-        finally:
-            self.beat()
+        frames = self._channel.receive() if timeout_s == 0.0 else self._wait_for_frames(timeout_s)
+        return [pickle.loads(frame.content) for frame in frames if frame.kind != RING]
 
-    def _read(self, *, wait: bool) -> list[Any]:
-        return [pickle.loads(frame.content) for frame in self._channel.receive(wait=wait) if frame.kind != RING]
+    def _wait_for_frames(self, timeout_s: float | None) -> list[Frame]:
+        channel = self._channel
+        frames: list[Frame] = []
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._beat[0] = WAITS_FOR_PARENT
+        while not frames and not channel.closed:  # what comes may be but a part of a large message
+            if deadline is not None:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0.0 or not wait_for(channel.fileno(), select.POLLIN, left_s):
+                    break
+            frames = channel.receive(wait=deadline is None)
+        self.beat()
+        return frames
 
     def _send(self, kind: int, content: bytes = b"") -> None:
         if self._channel.send(kind, content):
@@ -162,14 +166,14 @@ def _dumps(message: Any) -> bytes:
 
 
 def _describe(error: BaseException) -> bytes:
-    """Its traceback as text, and the exception itself if it can be sent."""
+    """Its traceback as text, and the exception itself, pickled, if it can be sent."""
     text = "".join(traceback.format_exception(error))
     try:
-        content = _dumps((text, error))
-        pickle.loads(content)
+        cause = _dumps(error)
+        pickle.loads(cause)
     except Exception:  # some exceptions do not survive it, in ways of their own
-        return _dumps((text, None))
-    return content
+        cause = b""
+    return pickle.dumps((text, cause))
 
 
 def _die_at_end_of(fd: int) -> None:
@@ -188,9 +192,9 @@ def run_worker(tools: Parcel, work: Parcel, environ: dict[str, str]) -> None:
     os.environ.update(environ)
     (context,) = tools.open()
     context.die_with_parent()
-    context.beat()
     try:
         function, *args = work.open()
+        context.beat()
         function(context, *args)
     except BaseException as error:
         context.report_end(error)

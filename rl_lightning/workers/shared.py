@@ -108,9 +108,9 @@ class Counter:
         self._fd = self._file.fd
         os.lseek(self._fd, start, os.SEEK_SET)
 
-    def take(self) -> int:
-        """The next number, which nobody else gets."""
-        return os.lseek(self._fd, 1, os.SEEK_CUR)
+    def take(self, count: int = 1) -> int:
+        """So many next numbers, which nobody else gets; returns the last of them."""
+        return os.lseek(self._fd, count, os.SEEK_CUR)
 
     @property
     def value(self) -> int:

@@ -240,7 +240,7 @@ class Supervisor:
         elif frame.kind == FAILURE:
             text, cause = pickle.loads(frame.content)
             what = f"failed at env step {self._env_step(process):_}:\n{textwrap.indent(text.rstrip(), '  ')}"
-            self._fail(process, what, cause=cause)
+            self._fail(process, what, cause=pickle.loads(cause) if cause else None)
 
     def _see_end(self, process: WorkerProcess) -> None:
         self._hear(process)

@@ -19,7 +19,7 @@ def test_each_training_transition_counts_once(agent, tmp_path):
     trainer.fit(RLModule(agent), GymEnvModule("CartPole-v1", num_envs=2))
     moments = agent.normalization.obs_moments[0]
     assert moments.count == agent.normalization.return_moments.count == 320
-    assert (moments.variance > 0).all() and (moments.variance < 1).all()
+    assert (moments.variance > 0).all() and (moments.variance != 1).all()  # as at the start
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     loaded = RLModule.load_from_checkpoint(tmp_path / "last.ckpt").agent
     for name, value in agent.normalization.state_dict().items():

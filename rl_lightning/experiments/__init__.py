@@ -9,6 +9,7 @@ from rl_lightning.experiments.train import (
     train_agent_batch_with_evaluation,
     train_agent_with_evaluation,
 )
+from rl_lightning.experiments.train_async import train_agent_async
 
 __all__ = [
     "EvaluationHook",
@@ -19,6 +20,7 @@ __all__ = [
     "generate_exp_id",
     "prepare_output_dir",
     "train_agent",
+    "train_agent_async",
     "train_agent_batch",
     "train_agent_batch_with_evaluation",
     "train_agent_with_evaluation",

@@ -36,6 +36,7 @@ def save_agent(trainer: Trainer, directory: Path, score: float | None = None) ->
     workplace = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent))
     try:
         fresh, agent = workplace / directory.name, trainer.lightning_module.given_agent
+        trainer.synchronize()
         if hasattr(agent, "save"):
             agent.save(str(fresh))
             fresh.mkdir(exist_ok=True)
@@ -102,6 +103,8 @@ class AgentDirectories(pl.Callback):
     Attributes:
         exception: what ended training, if something did.
     """
+
+    saves_on_exception = True
 
     def __init__(self, outdir: Path, logger: Logger, checkpoint_freq: int | None = None) -> None:
         check_counts(checkpoint_freq=checkpoint_freq)

@@ -29,6 +29,8 @@ class EpisodeLog(pl.Callback):
         window: over how many of the last finished episodes to average.
     """
 
+    without_transition = True
+
     def __init__(self, logger: Logger, outdir: Path, *, interval: int | None = None, window: int = 1) -> None:
         self._logger, self._outdir, self._interval = logger, outdir, interval
         self._returns: deque[float] = deque(maxlen=window)

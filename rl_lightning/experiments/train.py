@@ -21,6 +21,7 @@ from rl_lightning.experiments.directories import AgentDirectories, CheckpointsBe
 from rl_lightning.experiments.evaluator import Evaluator, ForeignEvaluator
 from rl_lightning.experiments.log import EpisodeLog
 from rl_lightning.module import RLModule
+from rl_lightning.strategies import Strategy
 from rl_lightning.trainer import Trainer
 from rl_lightning.types import ConfigurationError, check_counts
 
@@ -67,7 +68,7 @@ def train_agent(
     directories = AgentDirectories(Path(outdir), logger, checkpoint_freq)
     prepare_run(agent, steps, step_offset, Path(outdir), evaluator)
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=not eval_during_episode)
-    _run(
+    run(
         agent,
         _recipe(env, max_episode_len),
         [
@@ -189,7 +190,7 @@ def train_agent_batch(
     evaluation, history = _evaluation(evaluator, successful_score, at_episode_end=False)
     check_counts(log_interval=log_interval, return_window_size=return_window_size)
     log = EpisodeLog(logger, Path(outdir), interval=log_interval, window=return_window_size)
-    _run(
+    run(
         agent,
         _recipe(env, max_episode_len),
         [
@@ -273,12 +274,12 @@ def train_agent_batch_with_evaluation(
     return agent, history
 
 
-def _run(
+def run(
     agent: Any,
     recipe: EnvRecipe,
     callbacks: list[pl.Callback],
     *,
-    strategy: str,
+    strategy: str | Strategy,
     steps: int,
     step_offset: int,
     outdir: Path,

@@ -109,3 +109,10 @@ def seeded_env(seed=1):
     env = gym.make("CartPole-v1")
     env.reset(seed=seed)
     return env
+
+
+def a3c(process_idx=0):
+    """PFRL's own example's network and optimizer, smaller; it is made the same for every process."""
+    network = actor_critic()
+    optimizer = pfrl.optimizers.SharedRMSpropEpsInsideSqrt(network.parameters(), lr=7e-4, eps=1e-1, alpha=0.99)
+    return pfrl.agents.A3C(network, optimizer, t_max=5, gamma=0.99, beta=1e-2, phi=observation)

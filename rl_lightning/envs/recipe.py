@@ -69,7 +69,15 @@ class EnvRecipe:
         if self.vectorization not in _VECTORIZATIONS:
             raise ConfigurationError(f"vectorization={self.vectorization!r}: one of {', '.join(_VECTORIZATIONS)}.")
         check_counts(num_envs=self.num_envs, max_episode_len=self.max_episode_len, num_workers=self.num_workers)
-        check_counts(restart_workers=self.restart_workers or None)
+        if not (isinstance(self.restart_workers, int) and self.restart_workers >= 0):
+            raise ConfigurationError(
+                f"restart_workers={self.restart_workers!r}: it must be a whole number, at least 0."
+            )
+        if self.vectorization != "async" and (self.num_workers is not None or self.restart_workers):
+            raise ConfigurationError(
+                f"num_workers={self.num_workers}, restart_workers={self.restart_workers} are for "
+                f'vectorization="async", and it is {self.vectorization!r}.'
+            )
         if not isinstance(self.source, str | EnvSpec) and not callable(self.source):
             check_is_env(self.source)
         if self._is_live:

@@ -142,6 +142,8 @@ class SubprocessPool(EnvPool):
         return new if seeds is None or seeds[env] is None else seeds[env]
 
     def step(self, action: Array) -> Step:
+        if self._under_way:
+            self._settle()
         self._action[:] = self._to_action(action)
         for number in self._awake:
             self._ask(number)
@@ -160,8 +162,8 @@ class SubprocessPool(EnvPool):
             reward[lost], terminated[lost], truncated[lost] = 0.0, False, True
             _assign(obs, lost, self._obs)
             self._cut = None
-        self._check_finite(obs)
         self._obs = obs
+        self._check_finite(obs)
         ended = terminated | truncated
         if np.count_nonzero(ended):
             self._over = ended

@@ -12,7 +12,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from rl_lightning import Trainer
-from rl_lightning.callbacks import BestAgent, Evaluation
+from rl_lightning.callbacks import BestAgent, Evaluation, StepHooks
+from rl_lightning.strategies import AsyncStrategy
+from rl_lightning.workers import SharedBlock
 
 
 def fit(agent: Any, env: Any, steps: int, *, evaluates: bool = True, **arguments: Any) -> float:
@@ -40,6 +42,27 @@ def fit_compiled(agent: Any, env: Any, steps: int, *, skip: int) -> float:
     if not watch.start or num_steps <= 0:
         raise ValueError(f"{steps} env steps are too few: nothing is left to time after {skip} learning steps.")
     return steps * (end - watch.start) / num_steps
+
+
+def fit_async(agent: Any, env: Any, steps: int, num_workers: int) -> float:
+    """Seconds of `Trainer.fit` with workers, from their first env step to the last; nothing is evaluated."""
+    watch = _FirstStep()
+    with tempfile.TemporaryDirectory() as root:
+        strategy = AsyncStrategy(num_workers)
+        trainer = Trainer(max_steps=steps, default_root_dir=root, callbacks=[StepHooks([watch])], strategy=strategy)
+        trainer.fit(agent, env)
+        return time.perf_counter() - watch.started["at"][0]
+
+
+class _FirstStep:
+    """A hook that notes when the workers took their first step: `perf_counter` is the same in all processes."""
+
+    def __init__(self) -> None:
+        self.started = SharedBlock({"at": ((1,), "f8")})
+
+    def __call__(self, env: Any, agent: Any, step: int) -> None:
+        if step == 1:
+            self.started["at"][0] = time.perf_counter()
 
 
 class _Watch(pl.Callback):

@@ -8,7 +8,14 @@ import pytest
 from rl_lightning import PPO
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-SHORTER = {"100_000": "2_000", "10_000": "1_000", "20_000": "300", "2_000, outdir": "100, outdir", "=100,": "=3,"}
+SHORTER = {
+    "300_000": "1_500",
+    "100_000": "2_000",
+    "10_000": "1_000",
+    "20_000": "300",
+    "2_000, outdir": "100, outdir",
+    "=100,": "=3,",
+}
 
 
 @pytest.mark.timeout(240)

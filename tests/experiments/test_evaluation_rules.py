@@ -295,7 +295,9 @@ def test_8_nan_is_never_the_best(log, tmp_path):
     for score in (math.nan, 1.0, math.nan, 1.0, 2.0):
         metrics = {"eval/mean": torch.tensor(score, dtype=torch.float64)}
         state = {"fast_dev_run": False, "sanity_checking": False, "state": SimpleNamespace(fn="fit")}
-        best.on_validation_end(SimpleNamespace(callback_metrics=metrics, lightning_module=module, **state), module)
+        best.on_validation_end(
+            SimpleNamespace(callback_metrics=metrics, lightning_module=module, synchronize=int, **state), module
+        )
         saved.append(saves(log))
     assert saved == [0, 1, 1, 1, 2]
     assert best.max_score == 2.0

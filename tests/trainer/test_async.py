@@ -204,11 +204,29 @@ def test_shared_learning_measures_the_lag_too():
     assert 0 <= trainer.callback_metrics["train/policy_lag"].item() < 10
 
 
-def test_workers_that_share_nothing_learn_each_for_itself():
-    strategy = AsyncStrategy(2, use_shared_memory=False)
-    trainer = fit(small_a2c(), strategy, log_every_n_steps=100)
-    assert trainer.callback_metrics["train/policy_lag"].item() > 0  # the others' learning steps, which it never sees
+class WriteWeight:
+    """A step hook that leaves the sum of a layer's weights in a file of its worker's, over and over."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def __call__(self, env, agent, step):
+        Path(self.directory, str(os.getpid())).write_text(repr(agent.network.value_layers[0].weight.sum().item()))
+
+
+def test_workers_that_share_nothing_learn_each_for_itself(tmp_path):
+    """The agent is then what worker 0 has made of it."""
+    agent, strategy, pids = small_a2c(), AsyncStrategy(2, use_shared_memory=False), {}
+
+    class NotePids(pl.Callback):
+        def on_train_start(self, trainer, module):
+            pids.update(strategy.worker_pids)
+
+    trainer = fit(agent, strategy, StepHooks([WriteWeight(tmp_path)]), NotePids())
     assert 1_500 <= trainer.global_step <= 1_501
+    first, second = (float((tmp_path / str(pids[number])).read_text()) for number in (0, 1))
+    assert first != second
+    assert agent.network.value_layers[0].weight.sum().item() == pytest.approx(first)
 
 
 def test_each_worker_can_have_its_own_env_and_agent(tmp_path):

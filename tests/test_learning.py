@@ -52,5 +52,5 @@ def test_the_best_agent_of_a_config_is_good_in_fresh_episodes(config, score):
 @pytest.mark.ci
 @pytest.mark.timeout(600)
 def test_sac_has_learned_most_after_a_fifth_of_its_steps(tmp_path):
-    """An untrained agent gets about -1,400; with this seed it got -178 where the bound was set."""
+    """An untrained agent gets about -1,400; this seed got -178 when the bound was chosen."""
     assert load(PATHS["sac_pendulum"]).main(max_steps=4_000, seed=0, root=str(tmp_path)) >= -300

@@ -144,7 +144,12 @@ def test_an_epsilon_that_decays_in_the_parent_is_what_the_workers_use(tmp_path):
     for mode in ("shared", "actor_learner"):
         hook = WriteNumbers(tmp_path / mode, "epsilon")
         Path(hook.directory).mkdir()
-        fit(small_dqn(epsilon_steps=1_000), AsyncStrategy(2, mode=mode), StepHooks([hook]), max_steps=4_000)
+        fit(
+            small_dqn(epsilon_steps=1_000, update_every=20),
+            AsyncStrategy(2, mode=mode),
+            StepHooks([hook]),
+            max_steps=4_000,
+        )
         values = [value for _, value in hook.rows()]
         assert values[0] > 0.9
         assert values[-1] == pytest.approx(0.05)

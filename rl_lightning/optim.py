@@ -147,6 +147,18 @@ class PackedOptimizer(Optimizer):
             return None
         return packs
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether every parameter and its state, which is complete, have memory of their own."""
+        tensors: list[Tensor] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if not all(isinstance(state.get(name), Tensor) for name in ("step", *self.MOMENTS)):
+                    return False
+                tensors += [parameter, state["step"], *(state[name] for name in self.MOMENTS)]
+        return len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
+
     @torch.no_grad()
     def unpack(self) -> None:
         """Give every parameter, and its state, memory of its own again; what has no state gets it."""

@@ -409,8 +409,15 @@ class Trainer(pl.Trainer):
             max_grad_norm=max_norm,
             max_grad_value=max_value,
             hooks=[hook for callback in self.callbacks if isinstance(callback, StepHooks) for hook in callback.hooks],
+            compile=self.compile and self._compiles_in_workers(),
             num_updates=lambda: self.num_updates,
         )
+
+    def _compiles_in_workers(self) -> bool:
+        reason = _lightning.why_not_compiled(self, _lightning.Hooks(self))
+        if reason is not None:
+            rank_zero_warn(f"compile=True: learning steps run uncompiled, because {reason}.")
+        return reason is None
 
     def save_interrupted(self) -> None:
         """After an error or a signal in asynchronous training: end the workers, and save what they have learned.

@@ -20,7 +20,7 @@ LAYERS = (
     ("types",),
     ("functional", "nn", "optim", "metrics", "workers", "envs", "memory", "testing"),
     ("agents",),
-    ("evaluation",),
+    ("evaluation", "learning_graph"),
     ("strategies",),
     # ---- whatever is not named here is above this line, and may import Lightning ----
     ("experiments",),

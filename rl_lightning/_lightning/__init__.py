@@ -5,6 +5,7 @@ tests/contract/test_lightning_private_names.py has a test for each private name 
 
 from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n_steps, write_checkpoint
 from rl_lightning._lightning.clock import Clock, next_multiple
+from rl_lightning._lightning.compilation import why_not_compiled
 from rl_lightning._lightning.evaluation_loops import agent_dtype
 from rl_lightning._lightning.fit_loop import RLFitLoop
 from rl_lightning._lightning.hooks import Hooks, overrides
@@ -22,5 +23,6 @@ __all__ = [
     "next_multiple",
     "overrides",
     "saves_every_n_steps",
+    "why_not_compiled",
     "write_checkpoint",
 ]

@@ -168,7 +168,7 @@ class RLFitLoop(_FitLoop):
     def _make_training_step(self, hooks: Hooks) -> Callable[[Batch, int], Any]:
         """What does one learning step: the module's `training_step`, or with `compile=True` a graph of it."""
         eagerly = hooks.method("training_step")
-        if self.strategy.learns_elsewhere:
+        if self.strategy.learns_elsewhere:  # and compiles there
             return self._note_learning
         if not self.trainer.compile:
             return eagerly

@@ -37,6 +37,7 @@ class AsyncPlan:
         start, limit: env steps: the first number is `start + 1`; workers stop at `limit`.
         max_grad_norm, max_grad_value: how gradients are clipped; None: not.
         hooks: called in the workers for each env step, as `hook(env, agent, step)`.
+        compile: whether workers that learn compile their learning steps.
         num_updates: how many learning steps have been taken by now.
     """
 
@@ -47,6 +48,7 @@ class AsyncPlan:
     max_grad_norm: float | None
     max_grad_value: float | None
     hooks: Sequence[Callable[[Any, Any, int], object]]
+    compile: bool
     num_updates: Callable[[], int]
 
 
@@ -56,7 +58,8 @@ class AsyncStrategy(Strategy):
     `mode="shared"`: every worker also learns, and steps parameters and optimizer state that all of them share, without
     locks (A3C, Mnih et al., 2016; Hogwild, Niu et al., 2011). The Trainer's part is the rest: schedules, evaluation,
     logs, checkpoints. One of Lightning's batches is then what the workers report about twenty times a second, of one or
-    more learning steps, and `on_env_step` has no transition to show.
+    more learning steps, and `on_env_step` has no transition to show. `Trainer(compile=True)` compiles each worker's
+    learning steps.
 
     `mode="actor_learner"`: workers act with the newest parameters and send what happens through shared memory; the
     Trainer learns from it (Ape-X, Horgan et al., 2018; IMPALA, Espeholt et al., 2018), with everything else as in batch
@@ -195,7 +198,7 @@ class AsyncStrategy(Strategy):
         plan, number = self.plan, (self.num_workers,)
         foreign = agent if isinstance(agent, ForeignAgent) else None
         parts = Parts.of(agent, plan.optimizers)
-        shared = parts.shared_copy()
+        shared = parts.shared_copy(packed=not plan.compile)
         for name in agent.tunables:  # what callbacks set here, the workers have at once
             agent._buffers[name] = shared.modules["agent"]._buffers[name]
         fields: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -212,6 +215,7 @@ class AsyncStrategy(Strategy):
             owners=self.num_workers if self.use_shared_memory else 1,
             max_grad_norm=plan.max_grad_norm,
             max_grad_value=plan.max_grad_value,
+            compile=plan.compile,
         )
         self._crew = self._hire(learn, job)
         # one from elsewhere may act with a copy of its own

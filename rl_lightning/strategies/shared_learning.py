@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from rl_lightning.optim import PackedOptimizer
 from rl_lightning.strategies.crew import Crew
 from rl_lightning.strategies.sharing import Parts, own_copy
 from rl_lightning.strategies.worker import Job, Worker
-from rl_lightning.types import Batch, NonFiniteError, Transition
+from rl_lightning.types import Batch, Metrics, NonFiniteError, Transition
 from rl_lightning.workers import WorkerContext
+
+if TYPE_CHECKING:
+    from rl_lightning.learning_graph import LearningGraph
 
 POLL_S = 0.02
 """How often, in seconds, the parent looks at what its workers do."""
@@ -37,6 +40,7 @@ class LearningJob(Job):
         make_agent: makes the agent of worker i; None: copies of the one.
         owners: workers that learn the shared parts; the others learn their own.
         max_grad_norm, max_grad_value: how gradients are clipped; None: not.
+        compile: whether to compile learning steps, of ours.
         block: also `is_learning` [num_workers] and `pause` [1] bool, `num_updates` [num_workers] int64,
             `learning_rates` [groups of all optimizers] float64.
     """
@@ -47,6 +51,7 @@ class LearningJob(Job):
     owners: int
     max_grad_norm: float | None
     max_grad_value: float | None
+    compile: bool
 
 
 def learn(context: WorkerContext, job: LearningJob) -> None:
@@ -82,7 +87,7 @@ class _Learner(_Sharer):
     """One of ours: gradients of its own parameters step the shared ones, whose numbers it then takes over."""
 
     def __init__(self, context: WorkerContext, job: LearningJob) -> None:
-        shared = job.shared if context.number < job.owners else job.shared.shared_copy()
+        shared = job.shared if context.number < job.owners else job.shared.shared_copy(packed=not job.compile)
         agent, self._pairs = own_copy(shared, _made(job, context.number, shared.modules["agent"]))
         agent.join_workers(context.number, len(job.seeds))
         super().__init__(context, job, agent)
@@ -92,6 +97,21 @@ class _Learner(_Sharer):
         self._memory.rng = self.rng
         self._means, self._num_updates, self._loss = Means(), 0, float("nan")
         self._seen_updates = int(self._block["num_updates"].sum())
+        self._graph = self._make_graph() if job.compile else None
+
+    def _make_graph(self) -> LearningGraph:
+        """What learns on the shared parameters themselves, in one go from first reading to last writing."""
+        import torch._inductor.config
+
+        from rl_lightning.learning_graph import LearningGraph  # seconds of imports, for those who compile
+
+        torch._inductor.config.compile_threads = 1  # no processes of the compiler's own, which could outlive this one
+        agent = self._shared.modules["agent"]
+        assert isinstance(agent, Agent)
+        agent.join_workers(self.number, len(self.job.seeds))
+        job = self.job
+        optimizers, max_norm, max_value = self._shared.optimizers, job.max_grad_norm, job.max_grad_value
+        return LearningGraph(agent, optimizers, max_grad_norm=max_norm, max_grad_value=max_value)
 
     def take(self, transition: Transition) -> None:
         self._memory.add(transition)
@@ -107,19 +127,32 @@ class _Learner(_Sharer):
         if rates != self._rates:
             self._rates = rates
             self._shared.set_learning_rates(rates)
-        metrics = self.agent.update(batch, self._step)
+        metrics = self.agent.update(batch, self._step) if self._graph is None else self._learn_compiled(batch)
         counts[self.number] += 1
         self._seen_updates = int(counts.sum())
         self._num_updates += 1
         self._means.add({**metrics, "policy_lag": float(lag)})
 
-    def _step(self, name: str, loss: Tensor) -> None:
+    def _learn_compiled(self, batch: Batch) -> Metrics:
+        assert self._graph is not None
+        metrics, losses = self._graph(batch)
+        for name, loss in losses.items():
+            self._note(name, loss)
+        pairs = [pair for of_one in self._pairs.values() for pair in of_one]
+        with torch.no_grad():
+            torch._foreach_copy_([own for _, own in pairs], [shared for shared, _ in pairs])
+        return metrics
+
+    def _note(self, name: str, loss: Tensor) -> None:
         self._loss = loss.item()
         if not math.isfinite(self._loss):
             raise NonFiniteError(
                 f"the loss {name!r} is {self._loss} at env step {self.context.env_step:_}. Lower the learning rate, or "
                 "clip gradients (Trainer(gradient_clip_val=0.5))."
             )
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        self._note(name, loss)
         pairs, optimizer = self._pairs[name], self._shared.optimizers[name]
         for _, own in pairs:
             own.grad = None

@@ -50,9 +50,11 @@ class Parts:
             )
         return cls(modules, others)
 
-    def shared_copy(self) -> Parts:
+    def shared_copy(self, *, packed: bool = True) -> Parts:
         """A copy in memory that other processes can have too.
 
+        Args:
+            packed: whether the parameters of a `PackedOptimizer` lie side by side; a compiler wants them apart.
         Raises:
             ConfigurationError: there is not enough of it.
         """
@@ -63,6 +65,8 @@ class Parts:
             module.cpu()
         for optimizer in copied.optimizers.values():
             _complete(optimizer)  # packed anew, for the parameters were copied one by one
+            if isinstance(optimizer, PackedOptimizer) and not packed:
+                optimizer.unpack()
         tensors = copied.tensors()
         if _SHARED_MEMORY.exists():
             check_free_memory(sum(tensor.nbytes for tensor in tensors), str(_SHARED_MEMORY))

@@ -1,6 +1,7 @@
 """Asynchronous training: several processes, one clock, one agent, and nothing left behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -530,3 +531,22 @@ def test_a_signal_during_evaluation_stops_all_and_saves(number, tmp_path):
     assert process.returncode == (1 if number == signal.SIGINT else 0), errors  # as with Lightning's own Trainer
     assert all(map(gone, pids)), errors
     assert torch.load(tmp_path / "saved" / "except.ckpt", weights_only=True)["global_step"] >= 200, errors
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with a C++ compiler")
+def test_learning_steps_compiled_in_the_workers_move_the_shared_weights():
+    agent, strategy = small_a2c(), AsyncStrategy(1)
+    first = fit(agent, strategy, max_steps=300, compile=True)
+    assert first.num_updates == 60
+    shared = strategy._run._shared
+    for name, tensor in weights(shared.modules["agent"]).items():
+        assert torch.equal(tensor, weights(agent)[name]), name
+    assert all(state["step"].item() == 60 for state in first.optimizers[0].state.values())
+    assert_nothing_is_left()
+
+
+def test_compiling_in_workers_says_why_it_cannot():
+    agent = small_a2c()
+    agent.configure_optimizers = lambda: {"actor_critic": torch.optim.SGD(agent.network.parameters(), lr=0.01)}
+    with pytest.warns(UserWarning, match="run uncompiled, because the optimizer actor_critic is none of"):
+        fit(agent, AsyncStrategy(1), max_steps=100, compile=True)

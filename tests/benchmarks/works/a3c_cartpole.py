@@ -21,8 +21,8 @@ AMOUNT = 40_000
 NUM_STEPS, LR, ALPHA, EPS, DISCOUNT, ENTROPY, VALUE, MAX_NORM = 5, 7e-4, 0.99, 1e-5, 0.99, 0.01, 0.5, 0.5
 
 
-def ours(steps: int, num_workers: int) -> float:
-    """The whole `Trainer.fit`, without evaluation, from the first env step on."""
+def ours(steps: int, num_workers: int, *, compile: bool = False) -> float:
+    """The whole `Trainer.fit`, without evaluation, from the first env steps on, which come after compiling."""
     from rl_lightning import A2C
     from tests.benchmarks.ours import fit_async
 
@@ -34,7 +34,7 @@ def ours(steps: int, num_workers: int) -> float:
         value_weight=VALUE,
         max_grad_norm=MAX_NORM,
     )
-    return fit_async(agent, "CartPole-v1", steps, num_workers)
+    return fit_async(agent, "CartPole-v1", steps, num_workers, compile=compile)
 
 
 def pfrl(steps: int, num_workers: int) -> float:
@@ -81,4 +81,8 @@ def _each(name: str, run: Callable[[int, int], float]) -> dict[str, Callable[[in
     return {f"{name}, {n} process{'es' * (n > 1)}": partial(run, num_workers=n) for n in (1, 2)}
 
 
-CONTENDERS = {**_each("ours", ours), **_each("PFRL", pfrl)}
+CONTENDERS = {
+    **_each("ours", ours),
+    **_each("ours, compiled", partial(ours, compile=True)),
+    **_each("PFRL", pfrl),
+}

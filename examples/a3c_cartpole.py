@@ -11,7 +11,7 @@ from rl_lightning.envs import GymEnvModule
 from rl_lightning.strategies import AsyncStrategy
 
 
-def main(max_steps: int = 300_000, seed: int = 0, root: str = ".") -> float:
+def main(max_steps: int = 200_000, seed: int = 0, root: str = ".") -> float:
     """Train, then test the best agent. Returns its mean return over 20 episodes."""
     seed_everything(seed)
     trainer = Trainer(

@@ -135,9 +135,10 @@ class Worker(ABC):
             taken = strategy.num_steps
             last = context.env_step = job.counter.take(taken)
             num_steps[number] += taken
-            for hook in hooks:
+            if hooks:
                 for step in range(last - taken + 1, last + 1):
-                    hook(self.pool.env, given, step)
+                    for hook in hooks:
+                        hook(self.pool.env, given, step)
             context.beat()
             if last >= job.limit:
                 break

@@ -550,3 +550,23 @@ def test_compiling_in_workers_says_why_it_cannot():
     agent.configure_optimizers = lambda: {"actor_critic": torch.optim.SGD(agent.network.parameters(), lr=0.01)}
     with pytest.warns(UserWarning, match="run uncompiled, because the optimizer actor_critic is none of"):
         fit(agent, AsyncStrategy(1), max_steps=100, compile=True)
+
+
+def test_all_hooks_see_one_step_before_any_sees_the_next(tmp_path):
+    path = tmp_path / "calls"
+
+    def note(name):
+        def hook(env, agent, step):
+            with path.open("a") as file:
+                file.write(f"{name}{step} ")
+
+        return hook
+
+    fit(
+        small_a2c(),
+        AsyncStrategy(1),
+        StepHooks([note("a"), note("b")]),
+        env=GymEnvModule("CartPole-v1", 2),
+        max_steps=8,
+    )
+    assert path.read_text().split() == [f"{name}{step}" for step in range(1, 9) for name in "ab"]

@@ -427,6 +427,7 @@ class Trainer(pl.Trainer):
         if not isinstance(self.rl_strategy, AsyncStrategy):
             return
         self.rl_strategy.teardown()
+        self.fit_loop.clock.env_steps += self.rl_strategy.finish()
         others = any(
             isinstance(callback, OnExceptionCheckpoint) or getattr(callback, "saves_on_exception", False)
             for callback in self.callbacks

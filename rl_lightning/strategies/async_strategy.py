@@ -220,7 +220,7 @@ class AsyncStrategy(Strategy):
         self._crew = self._hire(learn, job)
         # one from elsewhere may act with a copy of its own
         on_copy = getattr(getattr(foreign, "foreign", None), "sync_parameters", lambda: None)
-        self._run = SharedLearning(self._crew, parts, shared, on_copy)
+        self._run = SharedLearning(self._crew, parts, shared, on_copy, plan.start)
         self._reports.source = self._crew.reports
 
     def _start_actors(self, agent: Agent, template: Transition) -> None:

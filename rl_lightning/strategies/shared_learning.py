@@ -226,12 +226,13 @@ class SharedLearning:
         parts: the parent's own copy of what they learn.
         shared: what they learn.
         on_copy: called when the copy is fresh.
+        start: the env step that training goes on from.
     """
 
-    def __init__(self, crew: Crew, parts: Parts, shared: Parts, on_copy: Callable[[], object]) -> None:
+    def __init__(self, crew: Crew, parts: Parts, shared: Parts, on_copy: Callable[[], object], start: int) -> None:
         self._crew, self._parts, self._shared, self._on_copy = crew, parts, shared, on_copy
         self._rates, self._pause = crew.block["learning_rates"], crew.block["pause"]
-        self._seen = crew.counter.value
+        self._seen = start  # not what the counter says: the workers are at it already
 
     def advance(self) -> tuple[None, int]:
         """Look at what the workers did; returns the env steps since the last time."""

@@ -101,6 +101,24 @@ def test_every_step_of_every_worker_is_counted_once(mode, tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_steps_that_workers_take_before_the_parent_looks_are_counted(mode, monkeypatch):
+    hire = AsyncStrategy._hire
+
+    def hire_slowly(self, function, job):
+        crew = hire(self, function, job)
+        deadline = time.monotonic() + 60.0
+        while job.counter.value < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return crew
+
+    monkeypatch.setattr(AsyncStrategy, "_hire", hire_slowly)
+    agent, strategy = MODES[mode]()
+    trainer = fit(agent, strategy, max_steps=600, max_time={"seconds": 30})
+    assert trainer.global_step == sum(strategy.worker_steps)
+    assert 600 <= trainer.global_step <= 601
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_training_changes_the_agent_that_was_given(mode):
     agent, strategy = MODES[mode]()
     module = RLModule(agent)
@@ -300,7 +318,7 @@ def test_a_worker_that_fails_ends_the_run_with_its_name_and_a_checkpoint(mode, f
     with pytest.raises(WorkerError, match=message):
         fit(agent, strategy, Checkpoint(tmp_path), max_steps=100_000)
     saved = torch.load(tmp_path / "except.ckpt", weights_only=True)
-    assert 0 < saved["global_step"] < 100_000
+    assert saved["global_step"] == sum(strategy.worker_steps) >= 49
     assert_nothing_is_left()
 
 

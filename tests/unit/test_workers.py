@@ -432,8 +432,14 @@ def test_who_was_rung_and_does_not_stir_has_hung(start):
 
 
 def test_a_process_that_never_begins_has_hung_too(start, monkeypatch):
+    class Slow:
+        """Takes long to arrive there."""
+
+        def __reduce__(self):
+            return time.sleep, (3600,)
+
     monkeypatch.setattr(supervisor, "START_TIMEOUT_S", 0.0)
-    each = start(sleep, method="spawn")
+    each = start(sleep, Slow(), method="spawn")
     with pytest.raises(WorkerError, match="did not begin within 0 s, and was killed"):
         received(each)
 

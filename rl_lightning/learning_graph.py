@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -45,6 +46,9 @@ def _watched(guards: Sequence[Any]) -> list[bool]:
 
 _OPTIONS = {"fallback_random": True, "guard_filter_fn": _watched}
 """Random numbers within a learning step come from torch's own generator, as without compiling."""
+
+
+_NUMBERS = itertools.count()
 
 
 class LearningGraph:
@@ -94,9 +98,14 @@ class LearningGraph:
         return self._compiled(batch)
 
     def _own_learn(self) -> Callable[[Batch], Learned]:
-        """`_learn` with a code object of its own, where the compiler keeps its graphs: another agent's do not fit."""
+        """`_learn` with a code object of its own, where the compiler keeps its graphs: another agent's do not fit.
+
+        And by its name the compiler remembers which shapes have changed: those of another agent's batches have not, and
+        graphs for shapes of any size are slower (and of Rainbow's network wrong, with torch 2.13 on CPUs).
+        """
         function = type(self)._learn
-        own = types.FunctionType(function.__code__.replace(), function.__globals__)
+        code = function.__code__.replace(co_name=f"_learn_{next(_NUMBERS)}")
+        own = types.FunctionType(code, function.__globals__)
         return types.MethodType(own, self)
 
     def _learn(self, batch: Batch) -> Learned:

@@ -95,3 +95,10 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: tree_map(function, leaf) for key, leaf in tree.items()}
     return function(tree)
+
+
+def plain_state(value: Any) -> Any:
+    """A random generator's state, dicts of arrays, as dicts of lists, which any generator takes for them."""
+    if isinstance(value, dict):
+        return {key: plain_state(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "rl_lightning"
 
 LAYERS = (
     ("types",),
-    ("functional", "nn", "optim", "metrics", "workers", "envs", "memory", "testing"),
+    ("functional", "nn", "optim", "metrics", "randomness", "workers", "envs", "memory", "testing"),
     ("agents",),
     ("evaluation", "learning_graph"),
     ("strategies",),

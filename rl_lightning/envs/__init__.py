@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rl_lightning.envs.exactness import why_not_exact
 from rl_lightning.envs.lockstep_pool import LockstepPool
 from rl_lightning.envs.pool import EnvPool, SinglePool, Step
 from rl_lightning.envs.recipe import EnvRecipe, as_recipe
+from rl_lightning.envs.state import StatefulEnv
 from rl_lightning.envs.subprocess_pool import SubprocessPool
 from rl_lightning.envs.vector_pool import VectorPool
 
@@ -20,10 +22,12 @@ __all__ = [
     "GymEnvModule",
     "LockstepPool",
     "SinglePool",
+    "StatefulEnv",
     "Step",
     "SubprocessPool",
     "VectorPool",
     "as_recipe",
+    "why_not_exact",
 ]
 
 

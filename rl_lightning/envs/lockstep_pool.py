@@ -26,6 +26,7 @@ class LockstepPool(EnvPool):
     env: SyncVectorEnv
     is_vector = True
     is_lent = False
+    _of_episodes = (*EnvPool._of_episodes, "_lengths", "_resting")
 
     def __init__(self, env: SyncVectorEnv, *, max_episode_len: int | None = None) -> None:
         """
@@ -108,6 +109,13 @@ class LockstepPool(EnvPool):
     def rest(self, mask: Mask) -> None:
         self._resting = mask.copy() if self._resting is None else self._resting | mask
         self._awake = [(i, step) for i, step in self._all if not self._resting[i]]
+
+    def load_state_dict(self, state: dict[str, Any]) -> Mask | None:
+        lost = super().load_state_dict(state)
+        self._awake = self._all
+        if self._resting is not None:
+            self.rest(self._resting)
+        return lost
 
     def abandon_episodes(self) -> None:
         self._over = np.ones(self.num_envs, np.bool_)

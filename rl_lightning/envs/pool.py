@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rl_lightning.envs.actions import ActionReader
 from rl_lightning.envs.checks import FLOAT32_MAX, bad_reward, bad_step, check_is_env, first_result, non_finite
 from rl_lightning.envs.observations import ObsReader
+from rl_lightning.envs.state import capture, capture_attributes, restore, restore_attributes
 from rl_lightning.types import Array, ObsArray, tree_map
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -75,6 +76,7 @@ class EnvPool(ABC):
         spends_steps_on_resets: whether an env whose episode is over spends the next step on resetting itself, which is
             then not `valid`: a vector env with NEXT_STEP autoreset that cannot be told to reset.
         restart_workers: how many lost envs may be replaced; a step in which one is lost is not `valid` there.
+        is_exact: whether what `state_dict` holds of the envs is all there is to them; see `why_not_exact`.
     """
 
     num_envs: int
@@ -88,7 +90,9 @@ class EnvPool(ABC):
     can_seed_each: bool = True
     spends_steps_on_resets: bool = False
     restart_workers: int = 0
+    is_exact: bool = True
     _closed: bool = False
+    _of_episodes: ClassVar[tuple[str, ...]] = ("_obs", "_over", "num_steps")
 
     @abstractmethod
     def reset(self, seed: int | Seeds | None = None) -> ObsArray:
@@ -137,6 +141,33 @@ class EnvPool(ABC):
     def abandon_episodes(self) -> None:
         """Somebody else has stepped the envs: all begin anew, whatever they were doing."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """The envs and their episodes, between two steps: tensors and plain data. Empty where it is not `is_exact`."""
+        if not self.is_exact:
+            return {}
+        return {"pool": capture_attributes(self, self._of_episodes), "envs": self._capture_envs()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Mask | None:
+        """Go on where `state_dict` was called, in envs that were made as those were.
+
+        Returns:
+            [B] where an env could not be put back, so that its episode begins anew; None where all could.
+        Raises:
+            ConfigurationError: the envs were made otherwise.
+        """
+        if not state:
+            self.abandon_episodes()
+            return np.ones(self.num_envs, np.bool_)
+        self._restore_envs(state["envs"])
+        restore_attributes(self, self._of_episodes, state["pool"])
+        return None
+
+    def _capture_envs(self) -> Any:
+        return capture(self.env)
+
+    def _restore_envs(self, saved: Any) -> None:
+        restore(self.env, saved)
+
     def close(self) -> None:
         """Close the envs, unless the user lent them. May be called twice."""
 
@@ -145,6 +176,7 @@ class SinglePool(EnvPool):
     """One gymnasium env."""
 
     is_vector = False
+    _of_episodes = (*EnvPool._of_episodes, "_len")
 
     def __init__(self, env: gym.Env[Any, Any], *, max_episode_len: int | None = None, owns_env: bool = True) -> None:
         """

@@ -15,7 +15,7 @@ from rl_lightning.envs.checks import as_rewards
 from rl_lightning.envs.observations import ObsReader
 from rl_lightning.envs.pool import EnvPool, Mask, Seeds, Step
 from rl_lightning.envs.subprocess_envs import SubprocessEnvs
-from rl_lightning.envs.subprocess_worker import CALL, RESET, SET, block_of, obs_in, step_envs
+from rl_lightning.envs.subprocess_worker import CALL, CAPTURE, RESET, RESTORE, SET, block_of, obs_in, step_envs
 from rl_lightning.types import Array, ConfigurationError, EnvError, ObsArray, WorkerError, check_counts, tree_map
 from rl_lightning.workers import Supervisor
 
@@ -39,6 +39,7 @@ class SubprocessPool(EnvPool):
     env: SubprocessEnvs
     is_vector = True
     is_lent = False
+    _of_episodes = (*EnvPool._of_episodes, "_seeds", "_new_seeds", "_cut", "_resting")
 
     def __init__(
         self,
@@ -210,6 +211,21 @@ class SubprocessPool(EnvPool):
             assert self._last_error is not None
             raise self._last_error
         return [reply for number in self._everybody for reply in self._replies[number]]
+
+    def _capture_envs(self) -> Any:
+        return self._tell_all(CAPTURE, "", [None] * self.num_envs)
+
+    def _restore_envs(self, saved: Any) -> None:
+        self._tell_all(RESTORE, "", saved)
+
+    def load_state_dict(self, state: dict[str, Any]) -> Mask | None:
+        lost = super().load_state_dict(state)
+        resting, self._resting, self._awake = self._resting, None, self._everybody
+        self._block["resting"][:] = False
+        if resting is not None:
+            self.rest(resting)
+        _assign(self._shared_obs, np.ones(self.num_envs, np.bool_), self._obs)
+        return lost
 
     def close(self) -> None:
         """End the workers, which close their envs. May be called twice."""

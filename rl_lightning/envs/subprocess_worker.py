@@ -12,10 +12,11 @@ from gymnasium import Space, spaces
 from rl_lightning.envs.checks import bad_reward, bad_step, first_result
 from rl_lightning.envs.observations import ObsReader
 from rl_lightning.envs.spaces import leaf_spaces
+from rl_lightning.envs.state import capture, restore
 from rl_lightning.types import ObsArray, tree_map
 from rl_lightning.workers import SharedBlock, WorkerContext
 
-RESET, CALL, SET = "reset", "call", "set"
+RESET, CALL, SET, CAPTURE, RESTORE = "reset", "call", "set", "capture", "restore"
 """What a message asks for, beside its argument. A ring without a message asks for a step."""
 
 
@@ -111,8 +112,18 @@ class _Share:
                 self._lengths[i] = 0
         else:
             name, arguments = argument
-            results = [_DO[what](env, name, each) for env, each in zip(self._envs, arguments, strict=True)]
+            if what in (CAPTURE, RESTORE):
+                results = [getattr(self, f"_{what}")(i, each) for i, each in enumerate(arguments)]
+            else:
+                results = [_DO[what](env, name, each) for env, each in zip(self._envs, arguments, strict=True)]
             self._context.send((int(self._asked[self._context.number]), results))
+
+    def _capture(self, i: int, _: None) -> Any:
+        return [self._lengths[i], capture(self._envs[i])]
+
+    def _restore(self, i: int, saved: Any) -> None:
+        self._lengths[i], state = saved
+        restore(self._envs[i], state)
 
 
 def _call(env: gym.Env[Any, Any], name: str, arguments: tuple[Sequence[Any], Mapping[str, Any]]) -> Any:

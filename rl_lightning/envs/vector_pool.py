@@ -22,6 +22,7 @@ class VectorPool(EnvPool):
 
     env: VectorEnv[Any, Any, Any]
     is_vector = True
+    _of_episodes = (*EnvPool._of_episodes, "_lengths", "_reset_by_itself")
 
     def __init__(
         self, env: VectorEnv[Any, Any, Any], *, max_episode_len: int | None = None, owns_env: bool = True

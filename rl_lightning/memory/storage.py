@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rl_lightning.types import Batch, ConfigurationError, ObsArray, ShapeError, Transition, tree_map
+from rl_lightning.types import Batch, ConfigurationError, ObsArray, ShapeError, Transition, plain_state, tree_map
 
 Rows: TypeAlias = NDArray[np.void]
 
@@ -121,11 +121,5 @@ def check_at_least(owner: str, least: float, **numbers: float) -> None:
 
 def rng_state(rng: np.random.Generator) -> dict[str, Any]:
     """The generator's state as plain numbers and strings (some bit generators keep arrays)."""
-    state: dict[str, Any] = _plain(rng.bit_generator.state)
+    state: dict[str, Any] = plain_state(rng.bit_generator.state)
     return state
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

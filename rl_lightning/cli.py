@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from pytorch_lightning.cli import ArgsType, LightningCLI
 
+from rl_lightning import resume_check
 from rl_lightning.env_module import EnvModule
 from rl_lightning.module import RLModule
 from rl_lightning.trainer import Trainer
@@ -27,7 +29,10 @@ class RLCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line."""
+    """Run the command line: the subcommands of `RLCLI`, and `check-resume` (see `rl_lightning.resume_check`)."""
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words[:1] == ["check-resume"]:
+        sys.exit(resume_check.main(words[1:]))
     RLCLI(args, parser_kwargs={"description": "Train, validate, test or run a reinforcement-learning agent."})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,18 @@ class Means:
         means = self.values()
         self._sums, self._counts = {}, {}
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was reported since the last `flush`, as it is kept: sums of floats depend on what is summed first."""
+        pending = [
+            {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+            for metrics in self._pending
+        ]
+        return {"pending": pending, "sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._pending, self._sums, self._counts = list(state["pending"]), dict(state["sums"]), dict(state["counts"])
 
     def _reduce(self) -> None:
         columns: dict[str, list[Tensor]] = {}

@@ -90,6 +90,22 @@ class Optimization:
             self._num_accumulated[name] = 0
             self._step(name, optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Gradients that wait to be added to, and how many there are, by optimizer."""
+        gradients = {
+            name: [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+            for name, parameters in self._parameters.items()
+            if self._num_accumulated[name]
+        }
+        return {"num_accumulated": dict(self._num_accumulated), "gradients": gradients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._num_accumulated.update(state["num_accumulated"])
+        for name, gradients in state["gradients"].items():
+            for parameter, gradient in zip(self._parameters[name], gradients, strict=True):
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
     def note(self, losses: dict[str, Tensor]) -> None:
         """Remember the last of some losses, and refuse what is not finite.
 

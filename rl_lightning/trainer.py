@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import OnExceptionCheckpoint, ProgressBar
 from pytorch_lightning.strategies import Strategy as LightningStrategy
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from rl_lightning import _lightning
 from rl_lightning.agents import Agent, ForeignAgent
@@ -27,13 +27,13 @@ from rl_lightning.checks import (
     share_an_env,
 )
 from rl_lightning.env_module import EnvLike, EnvModule, as_env_module, evaluation_recipe
-from rl_lightning.envs import EnvPool, EnvRecipe
+from rl_lightning.envs import EnvPool, EnvRecipe, why_not_exact
 from rl_lightning.evaluation import EvaluationResult, check_evaluation
 from rl_lightning.memory import Memory
 from rl_lightning.module import RLModule
 from rl_lightning.optimization import clip_limits
 from rl_lightning.strategies import AsyncPlan, AsyncStrategy, BatchStrategy, Strategy, SyncStrategy
-from rl_lightning.types import ConfigurationError
+from rl_lightning.types import ConfigurationError, NonFiniteError
 
 _SEED_VARIABLE = "PL_GLOBAL_SEED"
 """Where `seed_everything` leaves its seed."""
@@ -108,6 +108,7 @@ class Trainer(pl.Trainer):
     fast_dev_run: int | bool
     log_every_n_steps: int
     _logger_connector: _lightning.RLLoggerConnector
+    _signal_connector: _lightning.RLSignalConnector
     _val_check_time_interval: float | None
     _last_val_time: float
 
@@ -148,6 +149,7 @@ class Trainer(pl.Trainer):
         self.evaluated_checkpoint: dict[str, Any] | None = None
         self.rl_strategy: Strategy = BatchStrategy()
         self._train_pool: EnvPool | None = None
+        self._exactness_is_known = False
         self._evaluation_pools: dict[str, EnvPool] = {}
 
     # ---- what users call -----------------------------------------------------------------------------------------
@@ -168,8 +170,12 @@ class Trainer(pl.Trainer):
             model: an `RLModule`, or an agent to wrap in one: ours, or one from elsewhere (see `ForeignAgent`).
             env: an `EnvModule`, a gymnasium id, an env, a vector env, or a factory.
             datamodule: the `EnvModule` by Lightning's name for it; give this or `env`.
-            ckpt_path: "best", "last", or a checkpoint to go on from. The networks, optimizers, counters and callbacks
-                are restored; a replay memory fills anew, and episodes start anew.
+            ckpt_path: "best", "last", "auto", or a checkpoint to go on from: bit for bit as if the run had never
+                stopped, in the middle of episodes and rollouts, memory and random generators included. Not so where a
+                warning says that the envs or the memory cannot be saved, for agents from elsewhere, and in asynchronous
+                training: there, new episodes begin. "auto" is the newest checkpoint of this run, or of the last one in
+                `default_root_dir`; where there is none, training starts: what a job needs that is stopped and started
+                again.
             weights_only: load only tensors and plain data from the checkpoint (the default). False runs code from it.
             step_offset: the env step that the clock starts from, for an agent whose earlier steps no checkpoint knows
                 of. None: where the clock stands, which is 0 in a fresh Trainer.
@@ -188,7 +194,10 @@ class Trainer(pl.Trainer):
         if isinstance(self._gathering, AsyncStrategy):
             check_async(self, module, self._gathering, recipe)
         self._train_pool = recipe.make()
+        self._exactness_is_known = isinstance(self._gathering, AsyncStrategy) or isinstance(module.agent, ForeignAgent)
         try:
+            if self.checkpoint_callbacks and not self.fast_dev_run:
+                self.prove_exactness()
             module.build(self._train_pool.observation_space, self._train_pool.action_space)
             module.named_optimizers()
             self._add_schedules(module.agent)
@@ -419,24 +428,61 @@ class Trainer(pl.Trainer):
             rank_zero_warn(f"compile=True: learning steps run uncompiled, because {reason}.")
         return reason is None
 
-    def save_interrupted(self) -> None:
-        """After an error or a signal in asynchronous training: end the workers, and save what they have learned.
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Let the run that starts go on with what a checkpoint says of the one before; None: with what follows."""
+        self.fit_loop.to_resume = state
+        if state is not None:
+            self.seed = state["seed"]
 
-        The checkpoint is `except.ckpt`, beside the others; there is none where a callback saves one itself.
-        """
-        if not isinstance(self.rl_strategy, AsyncStrategy):
+    @property
+    def num_train_envs(self) -> int:
+        """Envs that are stepped together in training."""
+        assert self._train_pool is not None
+        return self._train_pool.num_envs
+
+    def prove_exactness(self) -> None:
+        """Find out, once a run, whether its envs can be saved, and say so if they cannot."""
+        pool = self._train_pool
+        if pool is None or self._exactness_is_known:
             return
+        self._exactness_is_known = True
+        reason = why_not_exact(self.train_recipe)
+        pool.is_exact = reason is None
+        if reason is not None:
+            rank_zero_warn(
+                f"Checkpoints cannot hold the state of the envs: {reason}. A run that is resumed cuts off the episodes "
+                "that were open (truncated) and begins new ones; all else goes on as it was."
+            )
+
+    def save_interrupted(self, error: BaseException) -> None:
+        """After an error or a signal: end workers, if there are any, and save what was learned.
+
+        The checkpoint is `except.ckpt`, beside the others; there is none where a callback saves one itself, or where
+        learning itself went wrong.
+        """
         self.rl_strategy.teardown()
-        self.fit_loop.clock.env_steps += self.rl_strategy.finish()
+        if isinstance(self.rl_strategy, AsyncStrategy):
+            self.fit_loop.clock.env_steps += self.rl_strategy.finish()
         others = any(
             isinstance(callback, OnExceptionCheckpoint) or getattr(callback, "saves_on_exception", False)
             for callback in self.callbacks
         )
-        if self.checkpoint_callbacks and not self.fast_dev_run and not others:
-            directory = getattr(self.checkpoint_callback, "dirpath", None)
-            path = Path(directory or Path(self.log_dir or self.default_root_dir) / "checkpoints") / "except.ckpt"
+        failed = isinstance(error, NonFiniteError) and self.fit_loop.position == _lightning.Position.LEARNING
+        if self.checkpoint_callbacks and not (self.fast_dev_run or others or failed):
+            path = self._checkpoint_directory / "except.ckpt"
             self.save_checkpoint(path)
             rank_zero_warn(f"Training ended early. What was learned is in {path}")
+
+    def save_on_request(self) -> None:
+        """After a signal that asks for it: save, and go on."""
+        path = self._checkpoint_directory / "requested.ckpt"
+        self.save_checkpoint(path)
+        rank_zero_info(f"Saved {path}, as a signal asked for.")
+
+    @property
+    def _checkpoint_directory(self) -> Path:
+        directory = getattr(self.checkpoint_callback, "dirpath", None)
+        return Path(directory or Path(self.log_dir or self.default_root_dir) / "checkpoints")
 
     def synchronize(self) -> None:
         """Let the agent and its optimizers be as the workers of asynchronous training have made them by now.

@@ -7,17 +7,20 @@ from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n
 from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.compilation import why_not_compiled
 from rl_lightning._lightning.evaluation_loops import agent_dtype
-from rl_lightning._lightning.fit_loop import RLFitLoop
+from rl_lightning._lightning.fit_loop import Position, RLFitLoop
 from rl_lightning._lightning.hooks import Hooks, overrides
 from rl_lightning._lightning.install import install_loops
 from rl_lightning._lightning.logger_connector import RLLoggerConnector
+from rl_lightning._lightning.signals import RLSignalConnector
 
 __all__ = [
     "Clock",
     "CrossingCheckpoint",
     "Hooks",
+    "Position",
     "RLFitLoop",
     "RLLoggerConnector",
+    "RLSignalConnector",
     "agent_dtype",
     "install_loops",
     "next_multiple",

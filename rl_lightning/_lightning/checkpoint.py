@@ -1,26 +1,111 @@
-"""`ModelCheckpoint` on the clock of env steps."""
+"""What checkpoints hold, and `ModelCheckpoint` on the clock of env steps."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning._lightning.clock import next_multiple
+from rl_lightning._lightning.resume import run_state
+from rl_lightning.types import ConfigurationError
 
 if TYPE_CHECKING:
     from rl_lightning.trainer import Trainer
+
+
+RUN_KEY = "rl_lightning_run"
+"""Where in a checkpoint the state of the run is: what it takes to go on as if nothing had happened."""
+
+
+class RLCheckpointConnector(_CheckpointConnector):
+    """Checkpoints that hold the run besides: envs, memory, random generators, and how far the loop has come."""
+
+    trainer: Trainer
+
+    def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
+        state = None if weights_only else run_state(self.trainer)
+        if state is not None:
+            checkpoint[RUN_KEY] = state
+        return checkpoint
+
+    def _select_ckpt_path(
+        self, state_fn: TrainerFn, ckpt_path: Any, model_provided: bool, model_connected: bool
+    ) -> Any:
+        if ckpt_path == "auto":
+            ckpt_path = newest_checkpoint(self.trainer)
+        return super()._select_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+
+    def restore_training_state(self) -> None:
+        super().restore_training_state()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.trainer.resume(self._loaded_checkpoint.get(RUN_KEY))
+
+
+def newest_checkpoint(trainer: Trainer) -> str | None:
+    """The newest checkpoint of this run, or of the last one with the same root directory; None if there is none.
+
+    Those that cannot be read are left out, with a warning. Where it lies in a logger's directory `version_N`, the
+    logger goes on there.
+    """
+    given = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    own = [Path(directory) for directory in given if directory]
+    for directory in own or _log_directories(trainer):
+        for path in sorted(directory.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+            try:
+                checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="cpu")
+            except ConfigurationError as error:
+                rank_zero_warn(f"{error}. An older one is taken in its place.")
+                continue
+            if "optimizer_states" in checkpoint:
+                if not own:
+                    _go_on_in(trainer, directory.parent)
+                return str(path)
+    return None
+
+
+def _log_directories(trainer: Trainer) -> list[Path]:
+    """Where runs with this root directory have saved, the last one first."""
+    roots = [Path(logger.root_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
+    found = [path for root in roots or [Path(trainer.default_root_dir)] for path in root.glob("version_*/checkpoints")]
+    numbered = [path for path in found if path.parent.name.removeprefix("version_").isdigit()]
+    numbered.sort(key=lambda path: int(path.parent.name.removeprefix("version_")), reverse=True)
+    return [*numbered, *(root / "checkpoints" for root in roots or [Path(trainer.default_root_dir)])]
+
+
+def _go_on_in(trainer: Trainer, directory: Path) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | CSVLogger) and directory.name.startswith("version_"):
+            logger._version = int(directory.name.removeprefix("version_"))
 
 
 class CrossingCheckpoint(ModelCheckpoint):
     """A `ModelCheckpoint` whose `every_n_train_steps` fires when the clock crosses a multiple."""
 
     _next_save: int | float = 0
+    _asked_for: int | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         self._next_save = next_multiple(trainer.global_step, self._every_n_train_steps)
+        self._asked_for = self._every_n_train_steps
+
+    @property
+    def state_key(self) -> str:
+        """Also while it saves, or a resumed run would not know its state again."""
+        now = self._every_n_train_steps
+        self._every_n_train_steps = now if self._asked_for is None else self._asked_for
+        try:
+            return super().state_key
+        finally:
+            self._every_n_train_steps = now
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         every = self._every_n_train_steps
@@ -39,8 +124,10 @@ def saves_every_n_steps(checkpoint: ModelCheckpoint) -> int:
 
 
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """Everything a checkpoint holds, as it is now."""
-    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    """Everything a checkpoint holds, as it is now, but for the run: training goes on before this is saved."""
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    checkpoint.pop(RUN_KEY, None)
+    return checkpoint
 
 
 def write_checkpoint(trainer: Trainer, checkpoint: dict[str, Any], path: Any) -> None:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.prediction_loop import _PredictionLoop
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from rl_lightning.agents import ForeignAgent
 from rl_lightning.envs.pool import Step
 from rl_lightning.evaluation import EpisodeResult, EvaluationResult, evaluate
+from rl_lightning.randomness import random_state
 from rl_lightning.strategies import AsyncStrategy
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class RLEvaluationLoop(_EvaluationLoop):
     trainer: Trainer
     found: tuple[EvaluationResult, list[EpisodeResult]] | None = None
     """What the next run shall take for its result, because it was found elsewhere."""
+    random_before: dict[str, Any] | None = None
+    """Where the random generators of training are, while those of an evaluation are in their place."""
     _last_watch = 0.0
 
     def setup_data(self) -> None:
@@ -64,6 +68,8 @@ class RLEvaluationLoop(_EvaluationLoop):
         self._on_evaluation_epoch_end()
         logged: dict[str, Any] = {**metrics, **trainer._logger_connector.update_eval_epoch_metrics()}
         trainer._logger_connector.log_eval_end_metrics(dict(logged))
+        if self.trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            trainer.fit_loop.after_evaluation()
         self._on_evaluation_end()
         self._on_evaluation_model_train()
         if self.verbose and trainer.is_global_zero:
@@ -73,14 +79,18 @@ class RLEvaluationLoop(_EvaluationLoop):
 
     def _episodes(self) -> EvaluationResult:
         trainer = self.trainer
-        return evaluate(
-            trainer.lightning_module.agent,
-            self._plan.pool,
-            **self.arguments(),
-            on_episode=self._on_episode,
-            observe=self._watch if isinstance(trainer.rl_strategy, AsyncStrategy) else None,
-            device=trainer.strategy.root_device,
-        )
+        self.random_before = random_state()
+        try:
+            return evaluate(
+                trainer.lightning_module.agent,
+                self._plan.pool,
+                **self.arguments(),
+                on_episode=self._on_episode,
+                observe=self._watch if trainer.state.fn == TrainerFn.FITTING else None,
+                device=trainer.strategy.root_device,
+            )
+        finally:
+            self.random_before = None
 
     def arguments(self) -> dict[str, Any]:
         """Those of `evaluate`, as far as they do not depend on who calls it."""
@@ -101,12 +111,14 @@ class RLEvaluationLoop(_EvaluationLoop):
         return result
 
     def _watch(self, step: Step, reset: NDArray[np.bool_]) -> None:
-        """See that the workers go on meanwhile."""
+        """Heed signals, and see that the workers of asynchronous training go on meanwhile."""
         trainer = self.trainer
+        if trainer._signal_connector.received is not None:
+            trainer._signal_connector.heed()
         agent = trainer.lightning_module.agent
         if isinstance(agent, ForeignAgent):
             agent.observe_evaluation(step, reset)
-        if time.monotonic() - self._last_watch > WATCH_S:
+        if isinstance(trainer.rl_strategy, AsyncStrategy) and time.monotonic() - self._last_watch > WATCH_S:
             trainer.rl_strategy.check()
             self._last_watch = time.monotonic()
 

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,11 @@ from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.compilation import CompiledLearning, why_not_compiled
 from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
 from rl_lightning._lightning.hooks import Hooks
+from rl_lightning._lightning.resume import restore, run_state
 from rl_lightning.agents import ForeignAgent
 from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
+from rl_lightning.randomness import set_random_state
 from rl_lightning.strategies.background_evaluation import BackgroundEvaluator
 from rl_lightning.types import Batch, Transition
 
@@ -35,6 +38,25 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 """About how often, in seconds, progress is shown and time limits are looked at."""
+
+
+class Position(IntEnum):
+    """How far the loop has come since the last env step: where a checkpoint was saved is where training goes on."""
+
+    BETWEEN = 0
+    """All is done that belongs to it."""
+    LEARNING = 1
+    """It is remembered; learning steps may be due."""
+    LEARNED = 2
+    """`on_env_step_end` is due."""
+    EVENTS = 3
+    """Log entry, tick and evaluation are looked at."""
+    EPOCH_OVER = 4
+    """It was the epoch's last; its evaluation and `on_train_epoch_end` are looked at."""
+
+
+# as plain numbers, for the loop sets one of them three times a step
+_BETWEEN, _LEARNING, _LEARNED, _EVENTS, _EPOCH_OVER = map(int, Position)
 
 
 class _EpochIsOver(Exception):  # no StopIteration, which an env may raise by mistake
@@ -95,6 +117,15 @@ class RLFitLoop(_FitLoop):
     epoch_progress: Any
     user_min_epochs: int | None = None
     epoch_start = 0  # env step
+    position = _BETWEEN
+    to_resume: dict[str, Any] | None = None
+    """The run's state from a checkpoint, until it is put back."""
+    in_epoch = False
+    transition: Transition | None = None
+    is_broken = False
+    """An error came between: the envs are somewhere in the middle of a step."""
+    final_state: dict[str, Any] | None = None
+    """The run's state at its end, when its envs are gone."""
     _compiled: CompiledLearning | None = None
     _background: BackgroundEvaluator | None = None
     _evaluated: tuple[Clock, dict[str, Any]]
@@ -107,30 +138,41 @@ class RLFitLoop(_FitLoop):
 
     def run(self) -> None:
         self.min_epochs = self.user_min_epochs  # Lightning adds one where min_steps is given, and ours are long
+        self.final_state, self.is_broken = None, False
         self._resume_epochs()
-        if self.done or self.trainer.limit_train_batches == 0:
+        if (self.done and not self.in_epoch) or self.trainer.limit_train_batches == 0:
             return
         self.setup_data()
         self.on_run_start()
         try:
-            while not self.done:
-                self.on_advance_start()
-                with self.trainer.profiler.profile("run_training_epoch"):
-                    self.advance()
+            while self.in_epoch or not self.done:
+                if not self.in_epoch:
+                    self.on_advance_start()
+                if self.position != _EPOCH_OVER:
+                    with self.trainer.profiler.profile("run_training_epoch"):
+                        self.advance()
+                    self.position = _EPOCH_OVER
                 self._evaluate_if_due(epoch_end=True)
                 self.on_advance_end()
                 self._restarting = False
-        except BaseException:
-            self.trainer.save_interrupted()
+        except BaseException as error:
+            self.is_broken = not isinstance(error, SIGTERMException | KeyboardInterrupt)
+            self.trainer.save_interrupted(error)
             raise
         self.on_run_end()
 
     def _resume_epochs(self) -> None:
         """Put the epoch counters where the clock says, whichever hook a checkpoint was saved in."""
         progress, trainer = self.epoch_progress.current, self.trainer
-        if self.clock.env_steps and not isinstance(trainer.limit_train_batches, int):
-            progress.processed = self.clock.env_steps // trainer.steps_per_epoch
+        self.epoch_start, self.position, self.in_epoch = self.clock.env_steps, _BETWEEN, False
+        if self.to_resume is not None:
+            loop = self.to_resume["loop"]
+            self.epoch_start, self.position, self.in_epoch = loop["epoch_start"], loop["position"], loop["in_epoch"]
+        if self.clock.env_steps and not self.in_epoch and not isinstance(trainer.limit_train_batches, int):
+            progress.processed = self.clock.env_steps // trainer.steps_per_epoch  # one that was cut short goes on
         progress.ready = progress.started = progress.completed = progress.processed
+        if self.in_epoch:
+            progress.ready = progress.started = progress.processed + 1
 
     def setup_data(self) -> None:
         """Get envs, memory, hooks and optimizers ready, and look up once what every step needs."""
@@ -141,29 +183,32 @@ class RLFitLoop(_FitLoop):
         self._on_env_step = hooks.bind("on_env_step")
         self._on_env_step_end = hooks.bind("on_env_step_end")
         self._on_batch_start = hooks.bind("on_train_batch_start")
-        self._on_batch_end = hooks.bind("on_train_batch_end")
+        self._on_batch_end = hooks.bind("on_train_batch_end", savers=False)
+        self._save_if_due = hooks.bind("on_train_batch_end", savers=True)
         self._on_tick = hooks.bind("on_tick")
-        self._optimization = Optimization(trainer, hooks)
-        trainer.lightning_module.__dict__["optimize"] = self._optimization
+        self.optimization = Optimization(trainer, hooks)
+        trainer.lightning_module.__dict__["optimize"] = self.optimization
         self._training_step = self._make_training_step(hooks)
         self._convert = self._batch_conversion(hooks)
         self._context = _training_context(trainer.precision_plugin)
         self._world_size = trainer.world_size
         limit = trainer.limit_train_batches
         self._max_updates = limit if isinstance(limit, int) else float("inf")
-        self._means, self._collects_metrics = Means(), bool(trainer.log_every_n_steps)
+        self.means, self._collects_metrics = Means(), bool(trainer.log_every_n_steps)
         self._has_schedulers = bool(trainer.lr_scheduler_configs)
-        self._num_finished = self.strategy.episodes.num_finished
+        self.num_finished = self.strategy.episodes.num_finished
         trainer._last_val_time = time.monotonic()
         step = self.clock.env_steps
-        self._next_log = self._next_batch_log = next_multiple(step, trainer.log_every_n_steps)
+        self.next_log = self.next_batch_log = next_multiple(step, trainer.log_every_n_steps)
         self._eval_interval, self._at_episode_end = trainer.evaluation_interval, trainer.eval_at_episode_end
-        self._next_eval = next_multiple(step, self._eval_interval)
-        self._last_eval = -1
+        self.next_eval = next_multiple(step, self._eval_interval)
+        self.last_eval = -1
         self._next_tick = step
         self._last_tick = self._last_log_time = time.perf_counter()
-        self._last_tick_step = self._last_log_step = step
-        self._last_log_updates = self.clock.num_updates
+        self._last_tick_step = self.last_log_step = step
+        self.last_log_updates = self.clock.num_updates
+        if self.to_resume is not None:
+            restore(self, self.to_resume)
 
     def _make_training_step(self, hooks: Hooks) -> Callable[[Batch, int], Any]:
         """What does one learning step: the module's `training_step`, or with `compile=True` a graph of it."""
@@ -176,7 +221,7 @@ class RLFitLoop(_FitLoop):
         if reason is not None:
             rank_zero_warn(f"compile=True: the learning step runs uncompiled, because {reason}.")
             return eagerly
-        self._compiled = CompiledLearning(self.trainer, self._optimization, eagerly)
+        self._compiled = CompiledLearning(self.trainer, self.optimization, eagerly)
         return self._compiled
 
     def _note_learning(self, report: Batch, batch_idx: int) -> Any:
@@ -187,7 +232,7 @@ class RLFitLoop(_FitLoop):
         if self._has_schedulers:
             for _ in range(others):
                 self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=False)
-        self._optimization.last_loss = torch.tensor(report["loss"])
+        self.optimization.last_loss = torch.tensor(report["loss"])
         return report["metrics"]
 
     def _batch_conversion(self, hooks: Hooks) -> Callable[[Batch], Batch] | None:
@@ -215,6 +260,9 @@ class RLFitLoop(_FitLoop):
         call._call_strategy_hook(trainer, "on_train_start")
         if trainer.eval_at_start and self.clock.env_steps == 0:
             self._evaluate()
+        if self.to_resume is not None:  # last of all: what starts anew may draw random numbers
+            set_random_state(self.to_resume["random"])
+            self.to_resume = None
 
     def on_advance_start(self) -> None:
         trainer = self.trainer
@@ -226,10 +274,11 @@ class RLFitLoop(_FitLoop):
         call._call_callback_hooks(trainer, "on_train_epoch_start")
         call._call_lightning_module_hook(trainer, "on_train_epoch_start")
         self.epoch_progress.increment_started()
+        self.in_epoch = True
 
     def _epoch_end(self) -> int:
         """The env step that the epoch ends at, where nothing else ends it."""
-        end = int(next_multiple(self.clock.env_steps, self.trainer.steps_per_epoch))
+        end = int(next_multiple(self.epoch_start, self.trainer.steps_per_epoch))
         return end if self.max_steps == -1 else min(end, self.max_steps)
 
     # ---- one epoch: the hot loop ---------------------------------------------------------------------------------
@@ -238,32 +287,39 @@ class RLFitLoop(_FitLoop):
         trainer, clock, strategy, memory = self.trainer, self.clock, self.strategy, self.memory
         signals = trainer._signal_connector
         end = self._epoch_end()
-        self._next_event = min(self._next_log, self._next_eval, self._next_tick)
+        self._next_event = min(self.next_log, self.next_eval, self._next_tick)
         advance, batches, on_env_step = strategy.advance, memory.batches, self._on_env_step
         add: Callable[[Any], None] = memory.add
         on_env_step_start, on_env_step_end = self._on_env_step_start, self._on_env_step_end
+        position, transition = self.position, self.transition
         try:
-            while clock.env_steps < end:
-                if on_env_step_start is not None:
-                    strategy.begin_episodes()
-                    on_env_step_start()
-                transition = advance()
-                clock.env_steps += strategy.num_steps * self._world_size
-                add(transition)
-                if on_env_step is not None:
-                    clock.num_episodes = strategy.episodes.num_finished
-                    on_env_step(transition)
-                for batch in batches():
-                    self._learn(batch)
-                if on_env_step_end is not None:
+            while clock.env_steps < end or position != _BETWEEN:
+                if position == _BETWEEN:
+                    if on_env_step_start is not None:
+                        strategy.begin_episodes()
+                        on_env_step_start()
+                    self.transition = transition = advance()
+                    clock.env_steps += strategy.num_steps * self._world_size
+                    add(transition)
+                    self.position = position = _LEARNING
+                    if on_env_step is not None:
+                        clock.num_episodes = strategy.episodes.num_finished
+                        on_env_step(transition)
+                if position == _LEARNING:
+                    for batch in batches():
+                        self._learn(batch)
+                    self.position = position = _LEARNED
+                if position == _LEARNED and on_env_step_end is not None:
                     clock.num_episodes = strategy.episodes.num_finished
                     on_env_step_end(transition)
                 if clock.env_steps >= self._next_event:
+                    self.position = _EVENTS
                     self._on_event(transition)
+                self.position = position = _BETWEEN
                 if trainer.should_stop and self._can_stop_early:
                     break
-                if signals.received_sigterm:
-                    raise SIGTERMException
+                if signals.received is not None:
+                    signals.heed()
             if self._run_ends_here():
                 clock.env_steps += strategy.finish() * self._world_size
                 strategy.synchronize()
@@ -271,7 +327,7 @@ class RLFitLoop(_FitLoop):
                     for batch in batches():
                         self._learn(batch)
         except _EpochIsOver:
-            pass
+            self.position = _BETWEEN
         clock.num_episodes = strategy.episodes.num_finished
 
     def _learn(self, batch: Batch) -> None:
@@ -284,7 +340,7 @@ class RLFitLoop(_FitLoop):
         if self._convert is not None:
             batch = self._convert(batch)
         progress.increment_ready()
-        connector.log_due = log_due = clock.env_steps >= self._next_batch_log
+        connector.log_due = log_due = clock.env_steps >= self.next_batch_log
         connector._first_loop_iter = batch_idx == 0
         results.batch = batch
         results.batch_size = results.dataloader_idx = None
@@ -300,14 +356,16 @@ class RLFitLoop(_FitLoop):
             given["td_error"] = batch["td_error"]
         clock.num_updates += 1
         progress.increment_processed()
-        if not self._optimization.accumulating:
+        if not self.optimization.accumulating:
             clock.num_optimizer_steps += 1
             if self._has_schedulers:
                 self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=False)
         if metrics and self._collects_metrics:
-            self._means.add(metrics)
+            self.means.add(metrics)
+        if self._on_batch_end is not None or self._save_if_due is not None:
+            outputs = {"loss": self.optimization.last_loss, **(metrics or {})}
         if self._on_batch_end is not None:
-            self._on_batch_end({"loss": self._optimization.last_loss, **(metrics or {})}, batch, batch_idx)
+            self._on_batch_end(outputs, batch, batch_idx)
         if results:  # somebody used `self.log`
             connector.on_batch_end()
             if log_due:
@@ -316,7 +374,9 @@ class RLFitLoop(_FitLoop):
         progress.increment_completed()
         if log_due:
             connector.log_due = False
-            self._next_batch_log = next_multiple(clock.env_steps, trainer.log_every_n_steps)
+            self.next_batch_log = next_multiple(clock.env_steps, trainer.log_every_n_steps)
+        if self._save_if_due is not None:
+            self._save_if_due(outputs, batch, batch_idx)
         if batch_idx + 1 >= self._max_updates:
             raise _EpochIsOver
 
@@ -325,14 +385,14 @@ class RLFitLoop(_FitLoop):
     def _on_event(self, transition: Transition | None) -> None:
         step = self.clock.env_steps
         self.clock.num_episodes = self.strategy.episodes.num_finished
-        if step >= self._next_log:
+        if step >= self.next_log:
             self._log()
         if step >= self._next_tick:
             self._tick()
         ended = transition is None or transition.terminated.any() or transition.truncated.any()
         if ended or not self._at_episode_end:
             self._evaluate_if_due(epoch_end=False)
-        self._next_event = min(self._next_log, self._next_eval, self._next_tick)
+        self._next_event = min(self.next_log, self.next_eval, self._next_tick)
 
     def _tick(self) -> None:
         """Show progress and look at the time; the next tick is as many env steps away as fit in `TICK_S`."""
@@ -351,12 +411,12 @@ class RLFitLoop(_FitLoop):
     def _log(self) -> None:
         """Write what was gathered since the last time, and begin anew."""
         step, clock, trainer = self.clock.env_steps, self.clock, self.trainer
-        self._next_log = next_multiple(step, trainer.log_every_n_steps)
-        metrics = self._training_metrics(self._means.flush() | self.strategy.metrics())
-        self._num_finished = self.strategy.episodes.num_finished
+        self.next_log = next_multiple(step, trainer.log_every_n_steps)
+        metrics = self._training_metrics(self.means.flush() | self.strategy.metrics())
+        self.num_finished = self.strategy.episodes.num_finished
         elapsed = max(time.perf_counter() - self._last_log_time, 1e-9)
-        metrics["time/env_steps_per_second"] = (step - self._last_log_step) / elapsed
-        metrics["time/updates_per_second"] = (clock.num_updates - self._last_log_updates) / elapsed
+        metrics["time/env_steps_per_second"] = (step - self.last_log_step) / elapsed
+        metrics["time/updates_per_second"] = (clock.num_updates - self.last_log_updates) / elapsed
         self._restart_log_timer()
         trainer._logger_connector.publish(metrics, prog_bar=("train/return",))
         trainer._logger_connector.log_metrics(dict(metrics))
@@ -368,20 +428,20 @@ class RLFitLoop(_FitLoop):
             means = {name: value for name, value in agent.statistics().items() if isinstance(value, Real)}
         metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
         episodes = self.strategy.episodes
-        if episodes.num_finished > self._num_finished:
-            recent = min(episodes.num_finished - self._num_finished, len(episodes.recent_returns))
+        if episodes.num_finished > self.num_finished:
+            recent = min(episodes.num_finished - self.num_finished, len(episodes.recent_returns))
             metrics["train/return"] = sum(list(episodes.recent_returns)[-recent:]) / recent
             metrics["train/length"] = sum(list(episodes.recent_lengths)[-recent:]) / recent
         return metrics
 
     def _restart_log_timer(self) -> None:
-        self._last_log_time, self._last_log_step = time.perf_counter(), self.clock.env_steps
-        self._last_log_updates = self.clock.num_updates
+        self._last_log_time, self.last_log_step = time.perf_counter(), self.clock.env_steps
+        self.last_log_updates = self.clock.num_updates
 
     def _evaluate_if_due(self, *, epoch_end: bool) -> None:
         """Evaluate when the interval has been crossed, or at the end of every so many epochs and of the whole run."""
         trainer, step = self.trainer, self.clock.env_steps
-        due = step >= self._next_eval or self._evaluation_time_is_up()
+        due = step >= self.next_eval or self._evaluation_time_is_up()
         if epoch_end and self._eval_interval is None and trainer._val_check_time_interval is None:
             every = trainer.check_val_every_n_epoch or 1
             due = due or (trainer.current_epoch + 1) % every == 0
@@ -393,16 +453,16 @@ class RLFitLoop(_FitLoop):
             self._finish_background(wait=epoch_end and self._run_ends_here())
             if self._background.is_busy:
                 return  # one that is due waits for the one before it
-        if due:
-            self._next_eval = next_multiple(step, self._eval_interval)
         if due or epoch_end:
             # for callbacks that monitor training, and look now
-            trainer._logger_connector.publish(self._training_metrics(self._means.values()), prog_bar=("train/return",))
-        if due and step != self._last_eval and trainer.enable_validation:
+            trainer._logger_connector.publish(self._training_metrics(self.means.values()), prog_bar=("train/return",))
+        if due and step != self.last_eval and trainer.enable_validation:
             if trainer.evaluates_in_background and not self._run_ends_here():
                 self._evaluate_in_background()
             else:
                 self._evaluate()
+        if due:
+            self.next_eval = next_multiple(step, self._eval_interval)
 
     def _evaluation_time_is_up(self) -> bool:
         interval = self.trainer._val_check_time_interval
@@ -417,7 +477,7 @@ class RLFitLoop(_FitLoop):
         """Let another process evaluate the agent as it is now."""
         trainer, loop = self.trainer, self.epoch_loop.val_loop
         self.strategy.synchronize()
-        self._last_eval = self.clock.env_steps
+        self.last_eval = self.clock.env_steps
         loop.setup_data()
         if self._background is None:
             self._background = BackgroundEvaluator(trainer.lightning_module.agent, trainer.eval_recipe)
@@ -441,8 +501,8 @@ class RLFitLoop(_FitLoop):
                     trainer.evaluated_checkpoint = self.epoch_loop.val_loop.found = None
             elif not wait:
                 return
-            elif trainer._signal_connector.received_sigterm:
-                raise SIGTERMException
+            elif trainer._signal_connector.received is not None:
+                trainer._signal_connector.heed()
 
     def _set_clock(self, clock: Clock) -> None:
         vars(self.clock).update(vars(clock))
@@ -453,7 +513,6 @@ class RLFitLoop(_FitLoop):
             return
         started = time.perf_counter()
         self.strategy.synchronize()
-        self._last_eval = self.clock.env_steps
         first_loop_iter = trainer._logger_connector._first_loop_iter
         trainer.validating = True
         self.epoch_loop.val_loop.run()
@@ -461,10 +520,15 @@ class RLFitLoop(_FitLoop):
         trainer.after_evaluation()
         trainer._logger_connector._first_loop_iter = first_loop_iter
         torch.set_grad_enabled(True)
-        if trainer.lr_scheduler_configs:
-            self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=True)
         self._last_log_time += time.perf_counter() - started  # evaluation is not training time
         self._last_tick = time.perf_counter()
+
+    def after_evaluation(self) -> None:
+        """The result is there, and nobody has seen it: what is saved from now on knows that it is done."""
+        step = self.clock.env_steps
+        self.last_eval, self.next_eval = step, next_multiple(step, self._eval_interval)
+        if self.trainer.lr_scheduler_configs:
+            self.epoch_loop._update_learning_rates("step", update_plateau_schedulers=True)
 
     def on_advance_end(self) -> None:
         trainer, loop = self.trainer, self.epoch_loop
@@ -472,20 +536,22 @@ class RLFitLoop(_FitLoop):
         self.epoch_progress.increment_processed()
         call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=False)
         call._call_lightning_module_hook(trainer, "on_train_epoch_end")
-        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
         trainer._logger_connector.on_epoch_end()
         if trainer.lr_scheduler_configs:
             loop._update_learning_rates("epoch", update_plateau_schedulers=False)
             loop._update_learning_rates("epoch", update_plateau_schedulers=True)
         trainer._logger_connector.update_train_epoch_metrics()
+        self.position, self.in_epoch = _BETWEEN, False  # as what is saved now should say
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
         self.epoch_progress.increment_completed()
-        if trainer.received_sigterm:
-            raise SIGTERMException
+        if trainer._signal_connector.received is not None:
+            trainer._signal_connector.heed()
 
     def on_run_end(self) -> None:
-        if self.trainer.log_every_n_steps and self.clock.env_steps > self._last_log_step:
+        if self.trainer.log_every_n_steps and self.clock.env_steps > self.last_log_step:
             self._log()
         super().on_run_end()
+        self.final_state = run_state(self.trainer)
 
     def teardown(self) -> None:
         super().teardown()

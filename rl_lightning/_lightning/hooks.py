@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from rl_lightning._lightning.stock_callbacks import on_our_clock
@@ -26,21 +27,25 @@ class Hooks:
         self._trainer = trainer
         self._module = trainer.lightning_module if module is None else module
 
-    def bind(self, name: str) -> Callable[..., Any] | None:
+    def bind(self, name: str, *, savers: bool | None = None) -> Callable[..., Any] | None:
         """A function that calls the hook on all callbacks, then on the module. None if nobody overrides it.
 
         It returns what the module's own hook returns.
+
+        Args:
+            name: the hook's.
+            savers: only those callbacks that save checkpoints, or only the others and the module; None: all.
         """
         trainer, module = self._trainer, self._module
         callbacks: list[Callable[..., Any]] = []
         for callback in trainer.callbacks:
-            if overrides(callback, name, pl.Callback):
+            if overrides(callback, name, pl.Callback) and savers in (None, isinstance(callback, Checkpoint)):
                 hook: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
                 if name == "on_train_batch_end":
                     hook = on_our_clock(callback, hook, trainer)
                 callbacks.append(self._profiled(hook, f"[Callback]{callback.state_key}.{name}"))
         own: Callable[..., Any] | None = None
-        if overrides(module, name, RLModule):
+        if overrides(module, name, RLModule) and not savers:
             own = self._profiled(getattr(module, name), f"[LightningModule]{type(module).__name__}.{name}")
         return self._entered(name, callbacks, own) if callbacks or own is not None else None
 

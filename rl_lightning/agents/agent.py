@@ -136,6 +136,25 @@ class Agent(nn.Module, ABC):
             for module, training in modes:
                 module.training = training
 
+    def run_state(self) -> dict[str, Tensor]:
+        """What belongs to a run and not to what was learned, and is in no `state_dict`: by module and name.
+
+        A module names such tensors in its attribute `run_buffers`.
+        """
+        return {
+            f"{path}.{name}": getattr(module, name).clone()
+            for path, module in self.named_modules()
+            for name in getattr(module, "run_buffers", ())
+        }
+
+    def load_run_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `run_state` gave."""
+        modules = dict(self.named_modules())
+        for key, tensor in state.items():
+            path, _, name = key.rpartition(".")
+            if path in modules and name in getattr(modules[path], "run_buffers", ()):
+                setattr(modules[path], name, tensor.clone())
+
     def join_workers(self, number: int, num_workers: int) -> None:
         """Called once in worker `number` of asynchronous training: time to explore otherwise than the other workers."""
 

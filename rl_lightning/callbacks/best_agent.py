@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class BestAgent(Checkpoint):
     """Save a checkpoint whenever a score is strictly better than every one before; ties and NaN never save.
 
-    The file is written under a temporary name and then renamed, so that a crash leaves the previous best intact.
+    A crash while it is written leaves the previous best intact, as with every checkpoint.
     `trainer.test(ckpt_path="best")` and `RLModule.load_from_checkpoint(best_agent.best_model_path)` use it.
 
     Args:
@@ -77,21 +76,9 @@ class BestAgent(Checkpoint):
         path = Path(self.best_model_path) if self.best_model_path else self._fresh_path(trainer)
         self.best_model_path, self.best_model_score = str(path), score.detach().double().cpu()
         try:
-            self._save(trainer, path)
+            trainer.save_checkpoint(path, weights_only=False)
         except BaseException:
             self.best_model_path, self.best_model_score = before
-            raise
-
-    def _save(self, trainer: Trainer, path: Path) -> None:
-        temporary = path.with_suffix(".tmp")
-        try:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            if trainer.is_global_zero:
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())  # or the new name could outlive a power cut, and the data not
-                os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
             raise
 
     def _is_better(self, score: torch.Tensor) -> bool:

@@ -113,17 +113,21 @@ class EpisodeMemory:
         self._running[:] = -1
         yield batch
 
-    def cut_episodes(self) -> None:
-        """Mark the episodes that are going on as truncated, where somebody else has reset the envs.
+    def cut_episodes(self, where: NDArray[np.bool_] | None = None) -> None:
+        """Mark the episodes that are going on as truncated, where somebody else has reset the envs, or they were lost.
 
         What comes next then does not follow from what came before.
+
+        Args:
+            where: [B], in which envs. None: in all.
         """
-        going_on = self._running >= 0
+        where = np.ones(self.num_envs, np.bool_) if where is None else where
+        going_on = (self._running >= 0) & where
         for env in np.flatnonzero(going_on):
             last = np.flatnonzero(self._valid[: self._num_filled, env])[-1]
             self._columns["truncated"][last, env] = True
         self._end(going_on)
-        self._is_over[:] = True
+        self._is_over |= where
 
     def state_dict(self) -> dict[str, Any]:
         """The episodes so far."""

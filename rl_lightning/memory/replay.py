@@ -107,6 +107,7 @@ class ReplayMemory:
         Room().reserve(self.num_rows * num_envs * (9 if alpha else 1))  # flags and priorities alone
         self._priorities = self._no_priorities()
         self._drawn: Cells = np.empty(0, np.int64)
+        self._unrated: Batch | None = None  # the batch that is out, until its errors are known
         self._table: Table | None = None
         self._valid = np.zeros((self.num_rows, num_envs), dtype=np.bool_)
         self._head = 0  # the row that is written next
@@ -134,6 +135,11 @@ class ReplayMemory:
     def __len__(self) -> int:
         """Transitions stored."""
         return self._num_valid
+
+    @property
+    def num_bytes(self) -> int:
+        """That `state_dict` copies, about."""
+        return 0 if self._table is None else self._table.num_bytes * self._num_filled // self.num_rows
 
     def add(self, transition: Transition) -> None:
         """Store one step of B envs, in the place of the oldest once the ring is full.
@@ -173,14 +179,20 @@ class ReplayMemory:
         while self.pace.due > 0 and self._num_valid > 0:
             self.pace.due -= 1
             batch = self.sample()
+            self._unrated = batch if self._priorities is not None else None
             yield batch
-            if self._priorities is not None:
-                if "td_error" not in batch:
-                    raise ConfigurationError(
-                        f"ReplayMemory(alpha={self.alpha}): the agent's update() left no batch['td_error'], which says "
-                        "what to draw. Use alpha=0, or an agent that learns from priorities."
-                    )
-                self.update_priorities(batch["td_error"])
+            if self._unrated is batch and "td_error" not in batch:
+                raise ConfigurationError(
+                    f"ReplayMemory(alpha={self.alpha}): the agent's update() left no batch['td_error'], which says "
+                    "what to draw. Use alpha=0, or an agent that learns from priorities."
+                )
+            self._rate()
+
+    def _rate(self) -> None:
+        """Take over the errors of the batch that is out, if they are there."""
+        if self._unrated is not None and "td_error" in self._unrated:
+            self.update_priorities(self._unrated["td_error"])
+            self._unrated = None
 
     def sample(self) -> Batch:
         """One batch of `batch_size` transitions, due or not.
@@ -253,25 +265,28 @@ class ReplayMemory:
             n[walking] += 1
         return {**table.take(first, last), "reward": torch.from_numpy(total), "n": torch.from_numpy(n)}
 
-    def cut_episodes(self) -> None:
-        """Mark the episodes that are going on as truncated, where somebody else has reset the envs.
+    def cut_episodes(self, where: NDArray[np.bool_] | None = None) -> None:
+        """Mark the episodes that are going on as truncated, where somebody else has reset the envs, or they were lost.
 
         What comes next then does not follow from what came before: no return may reach across.
+
+        Args:
+            where: [B], in which envs. None: in all.
         """
         if self._table is not None and self._num_filled > 0:
             last = self._table.rows[self._head - 1]
-            last["truncated"] |= ~last["terminated"]
+            last["truncated"] |= ~last["terminated"] if where is None else ~last["terminated"] & where
 
     def state_dict(self) -> dict[str, Any]:
         """All that is stored, the pace, and the sampling stream."""
         priorities = self._priorities
-        if priorities is not None:
-            self._rank_new_rows(priorities)
+        self._rate()
         return {
             "table": None if self._table is None else self._table.state_dict(self._num_filled),
             "valid": torch.from_numpy(self._valid[: self._num_filled].copy()),
             "num_rows": self.num_rows,
             "head": self._head,
+            "num_unranked": self._num_unranked,
             "pace": self.pace.state_dict(),
             "priorities": None if priorities is None else priorities.state_dict(self._num_filled * self.num_envs),
             "rng": storage.rng_state(self.rng),
@@ -297,7 +312,7 @@ class ReplayMemory:
             )
         if self._priorities is not None:
             self._priorities.load_state_dict(state["priorities"])
-        self._num_unranked, self._drawn = 0, np.empty(0, np.int64)
+        self._num_unranked, self._drawn, self._unrated = state["num_unranked"], np.empty(0, np.int64), None
         saved = state["table"]
         self._table = None if saved is None else Table.restored(self._valid.shape, saved, Room(self.directory))
         self._valid[:] = False

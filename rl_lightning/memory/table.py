@@ -48,6 +48,11 @@ class Table:
         storage.check_names(transition)
         return cls(shape, storage.row_dtype(_without(storage.fields_of(transition), frames)), frames, room)
 
+    @property
+    def num_bytes(self) -> int:
+        """That all rows take."""
+        return self.rows.nbytes + sum(part.num_bytes for part in self._frames.values())
+
     def write(self, row: int, transition: Transition) -> None:
         """Put one step of B envs into `row`, which follows the row written last."""
         fields = storage.fields_of(transition)

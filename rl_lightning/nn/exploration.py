@@ -61,6 +61,7 @@ class OrnsteinUhlenbeckNoise(nn.Module):
     """
 
     THETA = 0.15
+    run_buffers = ("_x",)
 
     def __init__(self) -> None:
         super().__init__()

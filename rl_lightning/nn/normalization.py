@@ -74,6 +74,7 @@ class Normalization(nn.Module):
     """
 
     returns: Tensor
+    run_buffers = ("returns",)
 
     def __init__(self, observation_space: Space[Any], *, obs: bool, reward: bool, discount: float = 0.99) -> None:
         super().__init__()

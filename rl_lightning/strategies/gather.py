@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from rl_lightning.agents import Agent
 from rl_lightning.agents.acting import make_actor
 from rl_lightning.envs import EnvPool
+from rl_lightning.envs.pool import Mask
 from rl_lightning.strategies.strategy import Episodes, Strategy
 from rl_lightning.types import ConfigurationError, Transition
 
@@ -34,6 +37,16 @@ class BatchStrategy(Strategy):
         self._count(reward, terminated | truncated, valid)
         self.num_steps = self._num_envs if valid is None else int(valid.sum())
         return _new_tuple(Transition, (obs, action, reward, next_obs, terminated, truncated, extras, valid))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"episodes": self.episodes.state_dict(), "envs": self.pool.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Mask | None:
+        self.episodes.load_state_dict(state["episodes"])
+        lost = self.pool.load_state_dict(state["envs"])
+        if lost is not None:
+            self.episodes.forget(lost)
+        return lost
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,18 @@ class Strategy(ABC):
         """What to log of gathering as `train/<name>`, since the last time."""
         return {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The envs, and the episodes that run in them, between two steps: tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Mask | None:
+        """Go on where `state_dict` was called, after `setup`.
+
+        Returns:
+            [B] which envs could not be put back, so that their episodes begin anew; None where none.
+        """
+        return None
+
     @abstractmethod
     def teardown(self) -> None:
         """Let go of the envs. Called always, also after an error; may be called twice."""
@@ -122,6 +135,31 @@ class Episodes:
         self.recent_returns.extend(returns)
         self.recent_lengths.extend(lengths)
         self.num_finished += num_finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of them, as tensors and plain data."""
+        return {
+            "num_finished": self.num_finished,
+            "recent": [list(self.recent_returns), list(self.recent_lengths)],
+            "running": [torch.from_numpy(self._return.copy()), torch.from_numpy(self._length.copy())],
+            "running_of_one": [self._return_of_one, self._length_of_one],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.num_finished = state["num_finished"]
+        returns, lengths = state["recent"]
+        self.recent_returns.clear()
+        self.recent_lengths.clear()
+        self.include(returns, lengths, 0)
+        self._return[:], self._length[:] = (tensor.numpy() for tensor in state["running"])
+        self._return_of_one, self._length_of_one = state["running_of_one"]
+
+    def forget(self, where: Mask) -> None:
+        """The episodes that run `where` [B] begin anew."""
+        self._return[where], self._length[where] = 0.0, 0
+        if where.all():
+            self._return_of_one, self._length_of_one = 0.0, 0
 
     def _finish(self, return_: float, length: int) -> None:
         self.recent_returns.append(return_)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from rl_lightning import DQN, PPO, ConfigurationError, RLModule, Trainer
 from rl_lightning.callbacks import (
@@ -150,18 +151,18 @@ def test_nothing_to_save_leaves_no_file(tmp_path):
 
 def test_a_failed_save_leaves_the_previous_best(tmp_path, monkeypatch):
     best = BestAgent(dirpath=tmp_path)
-    save = Trainer.save_checkpoint
+    save = TorchCheckpointIO.save_checkpoint
 
-    def full_disk(self, path, *args, **kwargs):
-        if self.global_step == 40:
+    def full_disk(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] == 40:
             Path(path).write_bytes(b"half of it")
             raise OSError("No space left on device")
-        save(self, path, *args, **kwargs)
+        save(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", full_disk)
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full_disk)
     with pytest.raises(OSError, match="No space"):
         saved_steps(1.0, 2.0, best=best)
-    assert [path.name for path in tmp_path.glob("best*")] == ["best.ckpt"]
+    assert [path.name for path in tmp_path.iterdir() if "best" in path.name] == ["best.ckpt"]
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 20
     assert best.best_model_score == 1.0
 

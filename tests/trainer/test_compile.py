@@ -9,10 +9,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch._dynamo
+from gymnasium import spaces
 
 from rl_lightning import A2C, DDPG, DQN, PPO, REINFORCE, SAC, TD3, TRPO, NonFiniteError, RLModule, Trainer
 from rl_lightning.callbacks import LinearInterpolation
 from rl_lightning.envs import GymEnvModule
+from rl_lightning.learning_graph import LearningGraph
 from tests.trainer.helpers import quiet
 
 pytestmark = [
@@ -189,3 +191,32 @@ def test_agents_of_different_sizes_in_one_process():
         agent, plain = (A2C(num_steps=8, hidden_sizes=sizes) for _ in range(2))
         fit(agent, compile=True), fit(plain)
         torch.testing.assert_close(weights(agent), weights(plain), rtol=1e-3, atol=1e-5)
+
+
+def test_an_agent_is_compiled_for_the_shapes_of_its_own_batches(monkeypatch):
+    """Not for any shape, because the batches of another one were larger."""
+    has_symbols = []
+
+    def look(graph, inputs, **kwargs):
+        has_symbols.append(
+            any(isinstance(size, torch.SymInt) for x in inputs if hasattr(x, "shape") for size in x.shape)
+        )
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: real(function, backend=look, **kwargs))
+    for num_rows in (8, 16, 32):
+        agent = DQN(hidden_sizes=(4,))
+        module = RLModule(agent)
+        module.build(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2))
+        graph = LearningGraph(agent, module.named_optimizers(), max_grad_norm=None, max_grad_value=None)
+        batch = {
+            "obs": torch.randn(num_rows, 3),
+            "action": torch.zeros(num_rows, dtype=torch.int64),
+            "reward": torch.ones(num_rows),
+            "next_obs": torch.randn(num_rows, 3),
+            "terminated": torch.zeros(num_rows, dtype=torch.bool),
+        }
+        graph(batch)
+        graph.close()
+    assert has_symbols == [False] * 3

@@ -1,0 +1,67 @@
+"""Checkpoint files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from rl_lightning.types import ConfigurationError
+
+
+class RLCheckpointIO(TorchCheckpointIO):
+    """Lightning's files, written under a temporary name in the same directory, put on the disk, and renamed.
+
+    Whatever happens meanwhile, a kill, a power cut, a full disk: the file that was there before stays as it was.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """
+        Raises:
+            OSError: the disk is full or the directory cannot be written to; nothing is left of the attempt.
+        """
+        if "://" in str(path):  # no file of this machine
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            super().save_checkpoint(checkpoint, str(temporary), storage_options)
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+                raise error.__context__ from None  # torch puts its own in front: what the disk said is what counts
+            raise
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """
+        Raises:
+            ConfigurationError: the file is damaged, no checkpoint, or holds more than tensors and plain data.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # it is an error at once
+                return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
+        except Exception as error:  # torch raises whatever the bytes lead it to
+            raise ConfigurationError(
+                f"{path} cannot be read: it is damaged, no checkpoint, or holds more than tensors and plain data. Take "
+                f"another one, or ckpt_path='auto', which takes the newest that is whole. ({error})"
+            ) from error
+
+
+def _sync(path: Path) -> None:
+    """Have the file, or the names in a directory, on the disk: else a power cut could leave a name without content."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,323 @@
+"""Runs survive signals, kills, full disks and damaged files: what was saved is whole, and training goes on from it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from rl_lightning import DQN, ConfigurationError, NonFiniteError, Trainer
+from rl_lightning._lightning import checkpoint_io
+from rl_lightning.callbacks import Checkpoint, Evaluation
+from rl_lightning.resume_check import first_difference
+from tests.trainer.helpers import quiet
+from tests.trainer.test_resume import AGENTS, final
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Training ended early", "ignore:Checkpoint directory", "ignore:Be aware that when using `ckpt_path`"
+)
+
+
+def fit(root, *callbacks, agent=None, max_steps=300, ckpt_path=None, env="CartPole-v1", **arguments):
+    trainer = Trainer(
+        max_steps=max_steps,
+        default_root_dir=root,
+        **{**quiet(*callbacks), "enable_checkpointing": True, **arguments},
+    )
+    trainer.fit(AGENTS["dqn"]() if agent is None else agent, env, ckpt_path=ckpt_path)
+    return trainer
+
+
+class SignalIn(pl.Callback):
+    """Sends a signal to this process, in one hook, as soon as the clock has reached a step."""
+
+    def __init__(self, hook, number, step=60):
+        self.number, self.step, self.sent = number, step, False
+        setattr(self, hook, self.send)
+
+    def send(self, trainer, module, *args):
+        if not self.sent and trainer.global_step >= self.step:
+            self.sent = True
+            os.kill(os.getpid(), self.number)
+
+
+ENDS = {signal.SIGTERM: SIGTERMException, signal.SIGINT: SystemExit}
+
+
+@pytest.fixture
+def handlers():
+    """Lightning leaves SIGINT ignored after an interruption."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", ENDS, ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "hook", ["on_env_step", "on_train_batch_end", "on_validation_batch_end", "on_validation_start"]
+)
+def test_a_signal_saves_a_run_that_goes_on_bit_for_bit(hook, number, tmp_path):
+    def evaluation():
+        return Evaluation(3, every_n_steps=90)
+
+    pl.seed_everything(1, verbose=False)
+    straight = fit(tmp_path / "straight", Checkpoint(tmp_path / "straight"), evaluation())
+    pl.seed_everything(1, verbose=False)
+    with pytest.raises(ENDS[number]):
+        fit(tmp_path, Checkpoint(tmp_path), evaluation(), SignalIn(hook, number))
+    torch.manual_seed(77)
+    resumed = fit(tmp_path, Checkpoint(tmp_path), evaluation(), ckpt_path=tmp_path / "except.ckpt")
+    assert first_difference(final(straight), final(resumed)) is None
+
+
+@pytest.mark.usefixtures("handlers")
+def test_usr1_saves_and_training_goes_on(tmp_path):
+    trainer = fit(tmp_path, Checkpoint(tmp_path), SignalIn("on_env_step", signal.SIGUSR1))
+    assert trainer.global_step == 300
+    assert torch.load(tmp_path / "requested.ckpt", weights_only=True)["global_step"] == 60
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    class Hangs(pl.Callback):
+        def on_env_step(self, trainer, module, transition):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+    started = time.monotonic()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Hangs())
+    assert time.monotonic() - started < 30
+
+
+SCRIPT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import pytorch_lightning as pl
+from rl_lightning import RLModule, Trainer
+from rl_lightning.callbacks import Checkpoint, Evaluation
+from tests.trainer.test_resume import AGENTS
+
+root = sys.argv[1]
+pl.seed_everything(1, verbose=False)
+trainer = Trainer(
+    max_steps=3_000,
+    steps_per_epoch=500,
+    default_root_dir=root,
+    callbacks=[Evaluation(1), Checkpoint(root, every_n_train_steps=10, save_last=True)],
+    logger=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+    accelerator="cpu",
+)
+module = RLModule(AGENTS["dqn"]())
+trainer.fit(module, "CartPole-v1", ckpt_path="auto")
+trainer.save_checkpoint(root + "/end")
+"""
+
+
+def train_with_kills(root: Path, num_kills: int, rng: random.Random) -> None:
+    """Start again and again what is killed at random moments, until it ends."""
+    kills = 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(root)], cwd=Path(__file__).parents[2])
+        deadline = time.monotonic() + 60
+        newest = max((file.stat().st_mtime_ns for file in root.glob("*.ckpt")), default=0)
+        if kills < num_kills:
+            while process.poll() is None and time.monotonic() < deadline:
+                if any(file.stat().st_mtime_ns > newest for file in root.glob("last*.ckpt")):
+                    break
+                time.sleep(0.01)
+            time.sleep(rng.random() * 0.3)
+            process.kill()
+            kills += 1
+        if process.wait() == 0:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_kills", [pytest.param(4, marks=pytest.mark.ci), 20])
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(num_kills, tmp_path):
+    for name, kills in (("straight", 0), ("killed", num_kills)):
+        (tmp_path / name).mkdir()
+        train_with_kills(tmp_path / name, kills, random.Random(num_kills))
+    one, other = (torch.load(tmp_path / name / "end", weights_only=True) for name in ("straight", "killed"))
+    assert one["global_step"] == 3_000
+    for part in ("state_dict", "optimizer_states", "rl_lightning_run"):
+        for end in (one, other):
+            end[part].pop("metrics", None) if isinstance(end[part], dict) else None
+        assert first_difference(one[part], other[part]) is None, part
+
+
+def test_auto_starts_where_nothing_is_and_goes_on_where_something_is(tmp_path):
+    loggers = {"logger": True, "log_every_n_steps": 50}
+    first = fit(tmp_path, Checkpoint(every_n_train_steps=40), Evaluation(1), max_steps=100, ckpt_path="auto", **loggers)
+    steps = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            steps.append(trainer.global_step)
+
+    second = fit(tmp_path, Checkpoint(every_n_train_steps=40), Evaluation(1), Look(), ckpt_path="auto", **loggers)
+    assert steps == [80]
+    assert second.global_step == 300
+    assert first.log_dir == second.log_dir
+
+
+def test_auto_passes_over_what_is_damaged_and_names_it(tmp_path):
+    fit(tmp_path, Checkpoint(tmp_path, filename="{step}", every_n_train_steps=50, save_top_k=-1))
+    *_, older, newest = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=rf"{newest.name} cannot be read"):
+        trainer = fit(tmp_path, Checkpoint(tmp_path), max_steps=310, ckpt_path="auto")
+    assert trainer.ckpt_path == str(older)
+
+
+def damaged(path, how):
+    data = path.read_bytes()
+    return {"truncated": data[: len(data) // 2], "text": b"this is no checkpoint", "empty": b""}[how]
+
+
+@pytest.mark.parametrize("how", ["truncated", "text", "empty"])
+def test_a_damaged_checkpoint_is_named(how, tmp_path):
+    fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=60)
+    path = tmp_path / "saved.ckpt"
+    path.write_bytes(damaged(path, how))
+    with pytest.raises(ConfigurationError, match=r"saved\.ckpt cannot be read: it is damaged"):
+        fit(tmp_path, max_steps=80, ckpt_path=path)
+
+
+class Hostile:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("place", ["alone", "among the envs", "in a callback"])
+def test_a_hostile_checkpoint_runs_no_code(place, tmp_path):
+    fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=60)
+    path, trace = tmp_path / "saved.ckpt", tmp_path / "trace"
+    payload = Hostile(f"touch {trace}")
+    if place == "alone":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        checkpoint = torch.load(path, weights_only=True)
+        if place == "in a callback":
+            checkpoint["callbacks"]["payload"] = payload
+        else:
+            checkpoint["rl_lightning_run"]["gathering"]["envs"]["envs"] = payload
+        torch.save(checkpoint, path)
+    with pytest.raises(ConfigurationError, match="holds more than tensors and plain data"):
+        fit(tmp_path, max_steps=80, ckpt_path=path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_older_checkpoint(call, tmp_path, monkeypatch):
+    fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=60)
+    before = (tmp_path / "saved.ckpt").read_bytes()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io.os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer = fit(tmp_path, max_steps=80, enable_checkpointing=False)
+        trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    assert (tmp_path / "saved.ckpt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.ckpt"]
+
+
+class Fails(gym.Wrapper):
+    """CartPole that fails in its n-th step or reset."""
+
+    def __init__(self, in_reset=False, at=45):
+        super().__init__(gym.make("CartPole-v1"))
+        self.left = {True: -1, False: -1, in_reset: at if not in_reset else 3}
+
+    def _count(self, in_reset):
+        self.left[in_reset] -= 1
+        if self.left[in_reset] == 0:
+            raise ValueError("sensor unplugged")
+
+    def step(self, action):
+        self._count(False)
+        return self.env.step(action)
+
+    def reset(self, **kwargs):
+        self._count(True)
+        return self.env.reset(**kwargs)
+
+
+@pytest.mark.parametrize("in_reset", [False, True])
+def test_an_env_that_fails_ends_the_run_with_a_checkpoint_that_goes_on(in_reset, tmp_path):
+    factory = partial(Fails, in_reset)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="sensor unplugged"):
+        fit(tmp_path, Checkpoint(tmp_path), env=factory)
+    step = torch.load(tmp_path / "except.ckpt", weights_only=True)["global_step"]
+    assert step > 0
+    resumed = fit(tmp_path, max_steps=step + 40, ckpt_path=tmp_path / "except.ckpt")
+    assert resumed.global_step == step + 40
+
+
+def test_a_loss_that_is_nan_leaves_the_last_good_checkpoint(tmp_path):
+    class Diverges(DQN):
+        def update(self, batch, step):
+            if self.num_updates == 60:
+                step("q", next(self.parameters()).sum() * float("nan"))
+            return super().update(batch, step)
+
+    agent = Diverges(hidden_sizes=(8,), buffer_size=200, batch_size=8, learning_starts=40)
+    with pytest.raises(NonFiniteError, match="the loss 'q' is nan at env step"):
+        fit(tmp_path, Checkpoint(tmp_path, filename="{step}", every_n_train_steps=20), agent=agent)
+    (kept,) = tmp_path.glob("*.ckpt")
+    assert all(
+        torch.isfinite(tensor).all() for tensor in torch.load(kept)["state_dict"].values() if hasattr(tensor, "shape")
+    )
+
+
+def test_a_callback_that_fails_ends_the_run_with_a_checkpoint(tmp_path):
+    class Breaks(pl.Callback):
+        def on_env_step_end(self, trainer, module, transition):
+            if trainer.global_step == 50:
+                raise RuntimeError("callback broke")
+
+    with pytest.raises(RuntimeError, match="callback broke"):
+        fit(tmp_path, Breaks(), Checkpoint(tmp_path))
+    assert torch.load(tmp_path / "except.ckpt", weights_only=True)["global_step"] == 50
+
+
+def test_time_limits_count_across_resumes(tmp_path):
+    fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=-1, max_epochs=-1, max_time={"seconds": 1})
+    started = time.monotonic()
+    fit(tmp_path, max_steps=-1, max_epochs=-1, max_time={"seconds": 2}, ckpt_path=tmp_path / "saved.ckpt")
+    assert 0.5 < time.monotonic() - started < 1.9
+
+
+def test_a_memory_that_is_too_large_is_left_out_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("rl_lightning._lightning.resume.MOST_BYTES", 1_000)
+    with pytest.warns(UserWarning, match="replay memory has .* bytes, and is left out of checkpoints"):
+        fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=100)
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)["rl_lightning_run"]
+    assert saved["memory"] is None
+    resumed = fit(tmp_path, max_steps=120, ckpt_path=tmp_path / "saved.ckpt")
+    assert len(resumed.memory) == 20

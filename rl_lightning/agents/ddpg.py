@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.off_policy import bootstrapped, check_not_negative, check_tau, replay_memory, squared_error
+from rl_lightning.agents.off_policy import (
+    act_deterministically,
+    act_deterministically_on_host,
+    bootstrapped,
+    check_not_negative,
+    check_tau,
+    critic_and_actor,
+    replay_memory,
+    squared_error,
+    target_of,
+)
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
 from rl_lightning.nn import ActionBounds, Critics, Noise, Policy, UniformWarmUp, make_noise
-from rl_lightning.optim import Adam
 from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn
 
 
@@ -90,23 +98,15 @@ class DDPG(Agent):
         size, sizes = self.bounds.size, self.hidden_sizes
         self.policy = Policy(observation_space, size, head=nn.Tanh(), hidden_sizes=sizes)
         self.critic = Critics(observation_space, action_size=size, num_critics=1, hidden_sizes=sizes)
-        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_policy = target_of(self.policy)
+        self.target_critic = target_of(self.critic)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """The policy's action, in training with noise, and uniformly random at first."""
-        action: Tensor = self.policy(obs).detach()
-        if explore:
-            action = self.warm_up(self.noise(action, self.noise_std))
-        return self.bounds.to_env(action), {}
+        return act_deterministically(self, obs, explore=explore)
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
-        action = self.policy.on_host(obs)
-        if action is None:
-            return None
-        if explore:
-            action = self.warm_up(self.noise(torch.from_numpy(action), self.noise_std)).numpy()
-        return self.bounds.to_env_on_host(action), {}
+        return act_deterministically_on_host(self, obs, explore=explore)
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""
@@ -132,10 +132,7 @@ class DDPG(Agent):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam, one for the critic and one for the policy."""
-        return {
-            "critic": Adam(self.critic.parameters(), lr=self.lr),
-            "actor": Adam(self.policy.parameters(), lr=self.lr),
-        }
+        return critic_and_actor(self)
 
     def make_memory(self, num_envs: int) -> ReplayMemory:
         """A uniform replay memory with the agent's pace."""

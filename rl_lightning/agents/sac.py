@@ -5,7 +5,6 @@ For Discrete actions: Christodoulou, 2019, arXiv:1910.07207.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.off_policy import bootstrapped, check_tau, replay_memory, squared_error
+from rl_lightning.agents.off_policy import bootstrapped, check_tau, replay_memory, squared_error, target_of
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
 from rl_lightning.nn import ActionBounds, CategoricalHead, Critics, Policy, SquashedGaussianHead, UniformWarmUp
@@ -122,7 +121,7 @@ class SAC(Agent):
         else:
             raise self.unsupported("a Box or Discrete action space")
         self.entropy_goal = default_entropy if self.target_entropy is None else self.target_entropy
-        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target = target_of(self.critic)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; uniformly random at first."""

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.memory import ReplayMemory
-from rl_lightning.nn import ActionBounds, Critics, GaussianNoise, OrnsteinUhlenbeckNoise, Policy, UniformWarmUp
+from rl_lightning.nn import (
+    ActionBounds,
+    Critics,
+    GaussianNoise,
+    Normalization,
+    OrnsteinUhlenbeckNoise,
+    Policy,
+    UniformWarmUp,
+)
 from rl_lightning.optim import Adam
 from rl_lightning.types import Array, Batch, ConfigurationError, Extras, ObsArray, ObsTensor
 
@@ -111,6 +119,7 @@ class Deterministic(Protocol):
     """The parts of an agent whose policy gives an action, to which training adds noise."""
 
     lr: float
+    normalization: Normalization
     policy: Policy
     critic: Critics
     bounds: ActionBounds
@@ -121,8 +130,9 @@ class Deterministic(Protocol):
 
 def act_deterministically(agent: Deterministic, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
     """`Agent.act`: the policy's action, in training with noise, and uniformly random at first."""
-    action: Tensor = agent.policy(obs).detach()
+    action: Tensor = agent.policy(agent.normalization.obs(obs)).detach()
     if explore:
+        agent.normalization.update(obs)
         action = agent.warm_up(agent.noise(action, agent.noise_std))
     return agent.bounds.to_env(action), {}
 
@@ -131,10 +141,11 @@ def act_deterministically_on_host(
     agent: Deterministic, obs: ObsArray, *, explore: bool
 ) -> tuple[Array, dict[str, Array]] | None:
     """`Agent.act_on_host`, to `act_deterministically`."""
-    action = agent.policy.on_host(obs)
+    action = agent.policy.on_host(agent.normalization.obs_on_host(obs))
     if action is None:
         return None
     if explore:
+        agent.normalization.update_on_host(obs)
         action = agent.warm_up(agent.noise(torch.from_numpy(action), agent.noise_std)).numpy()
     return agent.bounds.to_env_on_host(action), {}
 

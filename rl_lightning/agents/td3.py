@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from rl_lightning.agents.off_policy import (
 )
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
-from rl_lightning.nn import ActionBounds, Critics, Noise, Policy, UniformWarmUp, make_noise
+from rl_lightning.nn import ActionBounds, Critics, Noise, Normalization, Policy, UniformWarmUp, make_noise
 from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn, check_counts
 
 
@@ -49,13 +49,15 @@ class TD3(Agent):
         target_noise_std: of the normal noise on the next action, which smooths the target.
         target_noise_clip: the most that this noise may be.
         max_grad_norm: the norm that each optimizer's gradient is clipped to. None: no limit.
+        normalize_obs: by mean and standard deviation of all observations that it acted on in training
+            (`nn.Normalization`); the memory has them as they came.
         hidden_sizes: of the policy and of each critic; the default is that of the paper's code.
     Raises:
         ConfigurationError: a number out of range, or an unknown noise.
     """
 
     noise_std: Tensor
-    async_modes = ("shared", "actor_learner")
+    async_modes: Collection[str] = ("shared", "actor_learner")
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class TD3(Agent):
         target_noise_std: float = 0.2,
         target_noise_clip: float = 0.5,
         max_grad_norm: float | None = None,
+        normalize_obs: bool = False,
         hidden_sizes: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
@@ -96,6 +99,9 @@ class TD3(Agent):
         self.target_noise_std = target_noise_std
         self.target_noise_clip = target_noise_clip
         self.max_grad_norm = max_grad_norm
+        self.normalize_obs = normalize_obs
+        if normalize_obs:
+            self.async_modes = ("shared",)
         self.hidden_sizes = hidden_sizes
         self.num_updates = 0
         self.warm_up = UniformWarmUp(learning_starts)
@@ -109,6 +115,7 @@ class TD3(Agent):
             raise self.unsupported("a Box action space")
         self.bounds = ActionBounds(action_space)
         size, sizes = self.bounds.size, self.hidden_sizes
+        self.normalization = Normalization(observation_space, obs=self.normalize_obs, reward=False)
         self.policy = Policy(observation_space, size, head=nn.Tanh(), hidden_sizes=sizes)
         self.critic = Critics(observation_space, action_size=size, num_critics=2, hidden_sizes=sizes)
         self.target_policy = target_of(self.policy)
@@ -123,7 +130,8 @@ class TD3(Agent):
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""
-        obs, next_obs, action = batch["obs"], batch["next_obs"], self.bounds.from_env(batch["action"])
+        obs, next_obs = (self.normalization.obs(batch[name]) for name in ("obs", "next_obs"))
+        action = self.bounds.from_env(batch["action"])
 
         with torch.no_grad():
             limit = self.target_noise_clip

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "rl_lightning"
 
 LAYERS = (
     ("types",),
-    ("functional", "nn", "optim", "metrics", "workers", "envs", "memory", "testing", "transfer"),
+    ("functional", "nn", "optim", "clipping", "metrics", "workers", "envs", "memory", "testing", "transfer"),
     ("agents",),
     ("evaluation", "learning_graph"),
     ("strategies",),

@@ -119,6 +119,11 @@ def check_async(trainer: Trainer, module: RLModule, strategy: AsyncStrategy, rec
     if strategy.mode not in modes:
         if not modes:
             raise ConfigurationError(f"{given} cannot train {name}, whose learning steps nobody may disturb.")
+        if strategy.mode in type(agent).async_modes:
+            raise ConfigurationError(
+                f"{given} cannot train {name}(normalize_obs=True): its statistics come from acting, and each worker "
+                "that acts would have others than the learner. Leave normalize_obs out, or use mode='shared'."
+            )
         ours = " A2C can with v_trace=True." if type(agent).__name__ == "A2C" else ""
         raise ConfigurationError(
             f"{given} needs an agent that can learn from what an older policy did, and {name} cannot.{ours} It can be "

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor
-from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.nn.utils import clip_grad_value_
 from torch.optim import Optimizer
 
+from rl_lightning.clipping import clip_gradients
 from rl_lightning.optim import PackedOptimizer
 from rl_lightning.types import ConfigurationError, NonFiniteError
 
@@ -171,8 +171,8 @@ class Optimization:
             return
         if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             clip_grad_value_(self._parameters[name], limit)
-        elif not (isinstance(optimizer, PackedOptimizer) and optimizer.clip_norm(limit)):
-            clip_norm(self._parameters[name], limit)
+        else:
+            clip_gradients(optimizer, self._parameters[name], limit)
 
     @property
     def _batch_idx(self) -> int:
@@ -190,22 +190,6 @@ def clip_limits(trainer: Trainer) -> tuple[float | None, float | None]:
     limit = clip_limit(trainer) or None
     by_value = trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
     return (None, limit) if by_value else (limit, None)
-
-
-def clip_norm(parameters: list[Parameter], limit: float) -> None:
-    """Scale all gradients together, in place, so that their norm is at most `limit`.
-
-    The same numbers as `torch.nn.utils.clip_grad_norm_`, which sorts the gradients by device and dtype first: 120
-    microseconds for the 12 tensors of a small actor-critic, where this takes 54.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return
-    if len({(gradient.device, gradient.dtype, gradient.layout) for gradient in gradients}) > 1:
-        clip_grad_norm_(parameters, limit)
-        return
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp_(max=1.0))
 
 
 def _average_gradients(parameters: list[Any], world_size: int) -> None:

@@ -18,7 +18,19 @@ PACKAGE = ROOT / "rl_lightning"
 
 LAYERS = (
     ("types",),
-    ("functional", "nn", "optim", "metrics", "randomness", "workers", "envs", "memory", "testing"),
+    (
+        "functional",
+        "nn",
+        "optim",
+        "clipping",
+        "metrics",
+        "randomness",
+        "workers",
+        "envs",
+        "memory",
+        "testing",
+        "transfer",
+    ),
     ("agents",),
     ("evaluation", "learning_graph"),
     ("strategies",),

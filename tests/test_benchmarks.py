@@ -81,6 +81,19 @@ def test_time_to_solve(tmp_path):
     assert json.loads((tmp_path / "solve.json").read_text())["ours"][0]["steps"] == 512
 
 
+@pytest.mark.slow
+@pytest.mark.ci
+def test_side_by_side(tmp_path):
+    """Both curves are of the same length, and what is there already is not run again."""
+    file = tmp_path / "curves.json"
+    arguments = ["--env=Pendulum-v1", "--agents=TD3", "--steps=400", "--every=200", "--episodes=1", f"--json={file}"]
+    printed = run("benchmarks.side_by_side", *arguments, "--seeds", 0)
+    runs = json.loads(file.read_text())["runs"]
+    assert set(runs) == {"TD3 ours 0", "TD3 SB3 0"} and {len(each["scores"]) for each in runs.values()} == {2}
+    again = run("benchmarks.side_by_side", *arguments, "--seeds", 0)
+    assert again == "".join(printed.splitlines(keepends=True)[2:])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
 def test_the_runner_on_pong(tmp_path):
     arguments = ["--repeats=1", "--only", "ours", "ours, ALE's vector env", "PFRL"]

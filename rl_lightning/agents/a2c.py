@@ -19,13 +19,14 @@ from rl_lightning.agents.agent import Agent
 from rl_lightning.agents.on_policy import (
     advantages_of_rollout,
     chosen_action,
-    has_policy,
+    make_actor_critic,
+    make_normalization,
     next_values_of_rollout,
 )
 from rl_lightning.functional import explained_variance, normalize, v_trace
 from rl_lightning.memory import RolloutMemory
-from rl_lightning.nn import ActorCritic, Normalization
 from rl_lightning.optim import Adam, RMSprop
+from rl_lightning.transfer import to_device
 from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
 
 
@@ -91,14 +92,8 @@ class A2C(Agent):
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Make the policy and the value network."""
         self.observation_space, self.action_space = observation_space, action_space
-        if not has_policy(action_space):
-            raise self.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
-        self.network = ActorCritic(
-            observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
-        )
-        self.normalization = Normalization(
-            observation_space, obs=self.normalize_obs, reward=self.normalize_reward, discount=self.discount
-        )
+        self.network = make_actor_critic(self)
+        self.normalization = make_normalization(self)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
@@ -112,8 +107,7 @@ class A2C(Agent):
     @torch.no_grad()
     def prepare(self, rollout: Batch) -> Batch:
         """What to learn from a rollout: the same fields, normalised."""
-        device = self.entropy_weight.device
-        return self.normalization.rollout(tree_map(lambda field: field.to(device), rollout))
+        return self.normalization.rollout(to_device(rollout, self.entropy_weight.device))
 
     def advantage(self, rollout: Batch, value: Tensor) -> Tensor:
         """[T, B] estimates of a rollout's advantages, from the values [T, B] of its states."""

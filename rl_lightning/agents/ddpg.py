@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.off_policy import bootstrapped, check_not_negative, check_tau, replay_memory, squared_error
+from rl_lightning.agents.off_policy import (
+    act_deterministically,
+    act_deterministically_on_host,
+    bootstrapped,
+    check_not_negative,
+    check_tau,
+    critic_and_actor,
+    replay_memory,
+    squared_error,
+    target_of,
+)
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
-from rl_lightning.nn import ActionBounds, Critics, Noise, Policy, UniformWarmUp, make_noise
-from rl_lightning.optim import Adam
+from rl_lightning.nn import ActionBounds, Critics, Noise, Normalization, Policy, UniformWarmUp, make_noise
 from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn
 
 
@@ -38,13 +46,15 @@ class DDPG(Agent):
         noise: what training adds to actions that are scaled to -1..1, "gaussian" or "ornstein_uhlenbeck".
         noise_std: its standard deviation; of what is new in each step, where it wanders.
         max_grad_norm: the norm that each optimizer's gradient is clipped to. None: no limit.
+        normalize_obs: by mean and standard deviation of all observations that it acted on in training
+            (`nn.Normalization`); the memory has them as they came.
         hidden_sizes: of the policy and of the critic.
     Raises:
         ConfigurationError: a number out of range, or an unknown noise.
     """
 
     noise_std: Tensor
-    async_modes = ("shared", "actor_learner")
+    async_modes: Collection[str] = ("shared", "actor_learner")
 
     def __init__(
         self,
@@ -61,6 +71,7 @@ class DDPG(Agent):
         noise: Noise = "ornstein_uhlenbeck",
         noise_std: float = 0.2,
         max_grad_norm: float | None = None,
+        normalize_obs: bool = False,
         hidden_sizes: Sequence[int] = (400, 300),
     ) -> None:
         super().__init__()
@@ -76,6 +87,9 @@ class DDPG(Agent):
         self.updates_per_step = updates_per_step
         self.tau = tau
         self.max_grad_norm = max_grad_norm
+        self.normalize_obs = normalize_obs
+        if normalize_obs:
+            self.async_modes = ("shared",)
         self.hidden_sizes = hidden_sizes
         self.warm_up = UniformWarmUp(learning_starts)
         self.noise = make_noise(noise)
@@ -88,29 +102,23 @@ class DDPG(Agent):
             raise self.unsupported("a Box action space")
         self.bounds = ActionBounds(action_space)
         size, sizes = self.bounds.size, self.hidden_sizes
+        self.normalization = Normalization(observation_space, obs=self.normalize_obs, reward=False)
         self.policy = Policy(observation_space, size, head=nn.Tanh(), hidden_sizes=sizes)
         self.critic = Critics(observation_space, action_size=size, num_critics=1, hidden_sizes=sizes)
-        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_policy = target_of(self.policy)
+        self.target_critic = target_of(self.critic)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """The policy's action, in training with noise, and uniformly random at first."""
-        action: Tensor = self.policy(obs).detach()
-        if explore:
-            action = self.warm_up(self.noise(action, self.noise_std))
-        return self.bounds.to_env(action), {}
+        return act_deterministically(self, obs, explore=explore)
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
-        action = self.policy.on_host(obs)
-        if action is None:
-            return None
-        if explore:
-            action = self.warm_up(self.noise(torch.from_numpy(action), self.noise_std)).numpy()
-        return self.bounds.to_env_on_host(action), {}
+        return act_deterministically_on_host(self, obs, explore=explore)
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""
-        obs, next_obs, action = batch["obs"], batch["next_obs"], self.bounds.from_env(batch["action"])
+        obs, next_obs = (self.normalization.obs(batch[name]) for name in ("obs", "next_obs"))
+        action = self.bounds.from_env(batch["action"])
 
         with torch.no_grad():
             next_value = self.target_critic(next_obs, self.target_policy(next_obs)).squeeze(0)
@@ -132,10 +140,7 @@ class DDPG(Agent):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam, one for the critic and one for the policy."""
-        return {
-            "critic": Adam(self.critic.parameters(), lr=self.lr),
-            "actor": Adam(self.policy.parameters(), lr=self.lr),
-        }
+        return critic_and_actor(self)
 
     def make_memory(self, num_envs: int) -> ReplayMemory:
         """A uniform replay memory with the agent's pace."""

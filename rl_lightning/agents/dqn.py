@@ -12,7 +12,6 @@ Rainbow (Hessel et al., 2018, arXiv:1710.02298) is six of them together::
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -24,11 +23,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
+from rl_lightning.agents.off_policy import check_tau, next_discount, replay_memory, target_of
 from rl_lightning.functional import polyak_update, sum_to_end
 from rl_lightning.memory import ReplayMemory, RolloutMemory
 from rl_lightning.nn import CategoricalReturn, MeanReturn, QNetwork, QuantileReturn, Returns
 from rl_lightning.optim import Adam
-from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
+from rl_lightning.types import (
+    Array,
+    Batch,
+    ConfigurationError,
+    Extras,
+    Metrics,
+    ObsArray,
+    ObsTensor,
+    StepFn,
+    check_counts,
+    tree_map,
+)
 
 Kind: TypeAlias = Literal["categorical", "quantile", "implicit"]
 
@@ -109,9 +120,8 @@ class DQN(Agent):
             epsilon = 0.0 if noisy else 1.0
         if final_epsilon is None:
             final_epsilon = 0.0 if noisy else 0.05
-        if not (0 < tau <= 1 and target_update_every >= 1):
-            given = f"tau={tau}, target_update_every={target_update_every}"
-            raise ConfigurationError(f"DQN({given}): tau must be in (0, 1], target_update_every at least 1.")
+        check_tau(self, tau)
+        check_counts(target_update_every=target_update_every)
         if buffer_size is None and prioritized:
             raise ConfigurationError(
                 "DQN(buffer_size=None, prioritized=True): without a replay memory none is prioritized."
@@ -155,7 +165,7 @@ class DQN(Agent):
             num_atoms=self.returns.num_atoms,
             implicit=isinstance(self.returns, QuantileReturn) and self.returns.implicit,
         )
-        self.target = copy.deepcopy(self.network).requires_grad_(False)
+        self.target = target_of(self.network)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """The action of the highest value, or with probability epsilon a random one."""
@@ -185,9 +195,8 @@ class DQN(Agent):
         """
         reward, terminated = batch["reward"], batch["terminated"]
         with torch.no_grad():
-            discount = self.discount ** batch["n"] if "n" in batch else torch.full_like(reward, self.discount)
             # a truncated episode still bootstraps
-            discount = discount.masked_fill(terminated, 0.0)
+            discount = next_discount(batch, self.discount).masked_fill(terminated, 0.0)
             following = self._following(batch["next_obs"], self.returns.draw_fractions(len(reward)))
             following.masked_fill_(terminated.view(-1, *[1] * (following.dim() - 1)), 0.0)  # 0 times infinity is NaN
         fractions = self.returns.draw_fractions(len(reward))
@@ -227,17 +236,7 @@ class DQN(Agent):
         """A uniform or prioritized replay memory with the agent's pace; without replay, rollouts."""
         if self.buffer_size is None:
             return RolloutMemory(self.num_steps, num_envs, prepare=self.prepare)
-        return ReplayMemory(
-            self.buffer_size,
-            num_envs=num_envs,
-            batch_size=self.batch_size,
-            learning_starts=self.learning_starts,
-            update_every=self.update_every,
-            updates_per_step=self.updates_per_step,
-            num_steps=self.num_steps,
-            discount=self.discount,
-            alpha=PRIORITY_EXPONENT if self.is_prioritized else 0.0,
-        )
+        return replay_memory(self, num_envs, alpha=PRIORITY_EXPONENT if self.is_prioritized else 0.0)
 
     def join_workers(self, number: int, num_workers: int) -> None:
         """Explore the less the higher the number, as in Ape-X; and update a shared target network in turn."""

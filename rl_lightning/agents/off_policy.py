@@ -1,13 +1,28 @@
-"""What agents with critics of states and actions share: targets, errors, and the memory's pace."""
+"""What agents that learn from replay share: targets, errors, the memory's pace, and deterministic policies."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from typing import Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rl_lightning.memory import ReplayMemory
-from rl_lightning.types import Batch, ConfigurationError
+from rl_lightning.nn import (
+    ActionBounds,
+    Critics,
+    GaussianNoise,
+    Normalization,
+    OrnsteinUhlenbeckNoise,
+    Policy,
+    UniformWarmUp,
+)
+from rl_lightning.optim import Adam
+from rl_lightning.types import Array, Batch, ConfigurationError, Extras, ObsArray, ObsTensor
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Replaying(Protocol):
@@ -15,15 +30,22 @@ class Replaying(Protocol):
 
     discount: float
     num_steps: int
-    buffer_size: int
     batch_size: int
     learning_starts: int
     update_every: int
     updates_per_step: float
 
+    @property
+    def buffer_size(self) -> int | None: ...
 
-def replay_memory(agent: Replaying, num_envs: int) -> ReplayMemory:
-    """A uniform replay memory with the agent's pace."""
+
+def replay_memory(agent: Replaying, num_envs: int, *, alpha: float = 0.0) -> ReplayMemory:
+    """A replay memory with the agent's pace; uniform, or prioritized with the exponent `alpha`.
+
+    Raises:
+        ConfigurationError: one of the agent's numbers is out of range.
+    """
+    assert agent.buffer_size is not None
     return ReplayMemory(
         agent.buffer_size,
         num_envs=num_envs,
@@ -33,6 +55,7 @@ def replay_memory(agent: Replaying, num_envs: int) -> ReplayMemory:
         updates_per_step=agent.updates_per_step,
         num_steps=agent.num_steps,
         discount=agent.discount,
+        alpha=alpha,
     )
 
 
@@ -49,8 +72,13 @@ def check_not_negative(agent: object, **numbers: float) -> None:
             raise ConfigurationError(f"{type(agent).__name__}({name}={number}): {name} must be at least 0.")
 
 
+def target_of(network: M) -> M:
+    """A copy that no gradient trains, to follow the network."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
 def bootstrapped(batch: Batch, next_value: Tensor, *, discount: float) -> Tensor:
-    """What the critics are to say: reward + discount ** n * next_value, n being 1 without n-step returns.
+    """What the critics are to say: reward + `next_discount` * next_value.
 
     Args:
         batch: with reward and terminated, [N] each, and n where rewards are sums over n steps.
@@ -59,9 +87,14 @@ def bootstrapped(batch: Batch, next_value: Tensor, *, discount: float) -> Tensor
     Returns:
         [N].
     """
-    factor = discount ** batch["n"] if "n" in batch else discount
-    target: Tensor = batch["reward"] + factor * next_value.masked_fill(batch["terminated"], 0.0)
+    target: Tensor = batch["reward"] + next_discount(batch, discount) * next_value.masked_fill(batch["terminated"], 0.0)
     return target
+
+
+def next_discount(batch: Batch, discount: float) -> Tensor:
+    """[N], what the state that followed counts: discount ** n, n being 1 without n-step returns."""
+    factor: Tensor = discount ** batch["n"] if "n" in batch else torch.full_like(batch["reward"], discount)
+    return factor
 
 
 def squared_error(value: Tensor, target: Tensor, batch: Batch) -> Tensor:
@@ -80,3 +113,46 @@ def squared_error(value: Tensor, target: Tensor, batch: Batch) -> Tensor:
         squared = squared * batch["weight"]
         batch["td_error"] = error.detach().abs().mean(dim=0)
     return squared.mean(dim=1).sum()
+
+
+class Deterministic(Protocol):
+    """The parts of an agent whose policy gives an action, to which training adds noise."""
+
+    lr: float
+    normalization: Normalization
+    policy: Policy
+    critic: Critics
+    bounds: ActionBounds
+    noise: GaussianNoise | OrnsteinUhlenbeckNoise
+    noise_std: Tensor
+    warm_up: UniformWarmUp
+
+
+def act_deterministically(agent: Deterministic, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
+    """`Agent.act`: the policy's action, in training with noise, and uniformly random at first."""
+    action: Tensor = agent.policy(agent.normalization.obs(obs)).detach()
+    if explore:
+        agent.normalization.update(obs)
+        action = agent.warm_up(agent.noise(action, agent.noise_std))
+    return agent.bounds.to_env(action), {}
+
+
+def act_deterministically_on_host(
+    agent: Deterministic, obs: ObsArray, *, explore: bool
+) -> tuple[Array, dict[str, Array]] | None:
+    """`Agent.act_on_host`, to `act_deterministically`."""
+    action = agent.policy.on_host(agent.normalization.obs_on_host(obs))
+    if action is None:
+        return None
+    if explore:
+        agent.normalization.update_on_host(obs)
+        action = agent.warm_up(agent.noise(torch.from_numpy(action), agent.noise_std)).numpy()
+    return agent.bounds.to_env_on_host(action), {}
+
+
+def critic_and_actor(agent: Deterministic) -> dict[str, Optimizer]:
+    """Adam, one for the critics and one for the policy."""
+    return {
+        "critic": Adam(agent.critic.parameters(), lr=agent.lr),
+        "actor": Adam(agent.policy.parameters(), lr=agent.lr),
+    }

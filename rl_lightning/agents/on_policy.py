@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
 from rl_lightning.functional import gae
-from rl_lightning.nn import ActorCritic
-from rl_lightning.types import Batch, ObsTensor, tree_map
+from rl_lightning.nn import ActorCritic, Normalization
+from rl_lightning.types import Batch, ConfigurationError, ObsTensor, tree_map
 
 MAX_ROWS_AT_ONCE = 4096
 """Transitions passed through a network together when a whole rollout is evaluated: thousands of images need memory."""
 
 
-def has_policy(action_space: Space[Any]) -> bool:
-    """Whether `ActorCritic` has a policy for this kind of space."""
-    return isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box)
+class Acting(Protocol):
+    """What an agent's networks are made from."""
+
+    observation_space: Space[Any]
+    action_space: Space[Any]
+    hidden_sizes: Sequence[int]
+    activation: str
+
+    def unsupported(self, kind: str) -> ConfigurationError: ...
+
+
+class Normalizing(Protocol):
+    """What an agent says of its normalisation."""
+
+    observation_space: Space[Any]
+    discount: float
+    normalize_obs: bool
+    normalize_reward: bool
+
+
+def make_actor_critic(agent: Acting) -> ActorCritic:
+    """The policy and the value network for the agent's spaces.
+
+    Raises:
+        ConfigurationError: there is no policy for this kind of action.
+    """
+    if not isinstance(agent.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box):
+        raise agent.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
+    return ActorCritic(
+        agent.observation_space, agent.action_space, hidden_sizes=agent.hidden_sizes, activation=agent.activation
+    )
+
+
+def make_normalization(agent: Normalizing) -> Normalization:
+    """What the agent was asked to normalise."""
+    return Normalization(
+        agent.observation_space, obs=agent.normalize_obs, reward=agent.normalize_reward, discount=agent.discount
+    )
 
 
 def chosen_action(batch: Batch) -> Tensor:

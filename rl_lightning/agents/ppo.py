@@ -12,12 +12,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, evaluate_rollout, has_policy
+from rl_lightning.agents.on_policy import (
+    advantages_of_rollout,
+    chosen_action,
+    evaluate_rollout,
+    make_actor_critic,
+    make_normalization,
+)
 from rl_lightning.functional import explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
-from rl_lightning.nn import ActorCritic, Normalization
 from rl_lightning.optim import Adam
-from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
+from rl_lightning.transfer import to_device
+from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
 
 
 class PPO(Agent):
@@ -101,14 +107,8 @@ class PPO(Agent):
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Make the policy and the value network."""
         self.observation_space, self.action_space = observation_space, action_space
-        if not has_policy(action_space):
-            raise self.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
-        self.network = ActorCritic(
-            observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
-        )
-        self.normalization = Normalization(
-            observation_space, obs=self.normalize_obs, reward=self.normalize_reward, discount=self.discount
-        )
+        self.network = make_actor_critic(self)
+        self.normalization = make_normalization(self)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
@@ -120,8 +120,7 @@ class PPO(Agent):
     @torch.no_grad()
     def prepare(self, rollout: Batch) -> Batch:
         """What to learn from a rollout: fields obs, action, log_prob, advantage, return, each [T, B, ...]."""
-        rollout = tree_map(lambda field: field.to(self.approx_kl.device), rollout)
-        rollout = self.normalization.rollout(rollout)
+        rollout = self.normalization.rollout(to_device(rollout, self.approx_kl.device))
         log_prob, value = evaluate_rollout(self.network, rollout)
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         advantage = advantages_of_rollout(self.network, rollout, value, **decays)

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, has_policy
+from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, make_actor_critic
 from rl_lightning.functional import explained_variance, gae, normalize
 from rl_lightning.memory import EpisodeMemory
-from rl_lightning.nn import ActorCritic
 from rl_lightning.optim import Adam
 from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
 
@@ -73,11 +72,7 @@ class REINFORCE(Agent):
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Make the policy and the value network."""
         self.observation_space, self.action_space = observation_space, action_space
-        if not has_policy(action_space):
-            raise self.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
-        self.network = ActorCritic(
-            observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
-        )
+        self.network = make_actor_critic(self)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""

@@ -5,9 +5,8 @@ For Discrete actions: Christodoulou, 2019, arXiv:1910.07207.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +15,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.off_policy import bootstrapped, check_tau, replay_memory, squared_error
+from rl_lightning.agents.off_policy import bootstrapped, check_tau, replay_memory, squared_error, target_of
 from rl_lightning.functional import polyak_update
 from rl_lightning.memory import ReplayMemory
-from rl_lightning.nn import ActionBounds, CategoricalHead, Critics, Policy, SquashedGaussianHead, UniformWarmUp
+from rl_lightning.nn import (
+    ActionBounds,
+    CategoricalHead,
+    Critics,
+    Normalization,
+    Policy,
+    SquashedGaussianHead,
+    UniformWarmUp,
+)
 from rl_lightning.optim import Adam
 from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
 
@@ -46,13 +53,15 @@ class SAC(Agent):
         target_entropy: in nats, for Box of actions scaled to -1..1. None: minus the number of an action's
             dimensions, or 0.98 of the highest possible for Discrete.
         max_grad_norm: the norm that each optimizer's gradient is clipped to. None: no limit.
+        normalize_obs: by mean and standard deviation of all observations that it acted on in training
+            (`nn.Normalization`); the memory has them as they came.
         hidden_sizes: of the policy and of each critic.
     Raises:
         ConfigurationError: a number out of range, or two that contradict each other.
     """
 
     entropy_weight: Tensor
-    async_modes = ("shared", "actor_learner")
+    async_modes: Collection[str] = ("shared", "actor_learner")
 
     def __init__(
         self,
@@ -70,6 +79,7 @@ class SAC(Agent):
         learns_entropy_weight: bool = True,
         target_entropy: float | None = None,
         max_grad_norm: float | None = None,
+        normalize_obs: bool = False,
         hidden_sizes: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
@@ -93,6 +103,9 @@ class SAC(Agent):
         self.learns_entropy_weight = learns_entropy_weight
         self.target_entropy = target_entropy
         self.max_grad_norm = max_grad_norm
+        self.normalize_obs = normalize_obs
+        if normalize_obs:
+            self.async_modes = ("shared",)
         self.hidden_sizes = hidden_sizes
         if learns_entropy_weight:
             self.log_alpha = nn.Parameter(torch.tensor(math.log(entropy_weight)))
@@ -102,6 +115,7 @@ class SAC(Agent):
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Make the policy, the two critics and their targets."""
         self.observation_space, self.action_space = observation_space, action_space
+        self.normalization = Normalization(observation_space, obs=self.normalize_obs, reward=False)
         sizes = self.hidden_sizes
         if isinstance(action_space, spaces.Discrete):
             num_actions, self.bounds = int(action_space.n), None
@@ -122,35 +136,39 @@ class SAC(Agent):
         else:
             raise self.unsupported("a Box or Discrete action space")
         self.entropy_goal = default_entropy if self.target_entropy is None else self.target_entropy
-        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target = target_of(self.critic)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; uniformly random at first."""
-        policy = self.policy(obs)
+        policy = self.policy(self.normalization.obs(obs))
+        if explore:
+            self.normalization.update(obs)
         action = self.warm_up(policy.sample()) if explore else policy.mode()
         return (action if self.bounds is None else self.bounds.to_env(action)), {}
 
     def act_on_host(self, obs: ObsArray, *, explore: bool) -> tuple[Array, dict[str, Array]] | None:
-        numbers = self.policy.on_host(obs)
+        numbers = self.policy.on_host(self.normalization.obs_on_host(obs))
         action = None if numbers is None else self.head.act_on_host(numbers, explore=explore)
         if action is None:
             return None
         if explore:
+            self.normalization.update_on_host(obs)
             action = self.warm_up(torch.from_numpy(action)).numpy()
         return (action if self.bounds is None else self.bounds.to_env_on_host(action)), {}
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a batch of obs, action, reward, next_obs, terminated, and n for n-step returns."""
+        obs, next_obs = (self.normalization.obs(batch[name]) for name in ("obs", "next_obs"))
         alpha = self.log_alpha.detach().exp() if self.learns_entropy_weight else self.entropy_weight
 
         with torch.no_grad():
-            next_value, _ = self._soft_value(batch["next_obs"], self.target, alpha)
+            next_value, _ = self._soft_value(next_obs, self.target, alpha)
             target = bootstrapped(batch, next_value, discount=self.discount)
-        value = self._value(batch)
+        value = self._value(obs, batch["action"])
         critic_loss = 0.5 * squared_error(value, target, batch)
         step("critic", critic_loss)
 
-        soft_value, log_prob = self._soft_value(batch["obs"], self.critic.fixed, alpha)
+        soft_value, log_prob = self._soft_value(obs, self.critic.fixed, alpha)
         actor_loss = -soft_value.mean()
         step("actor", actor_loss)
 
@@ -167,13 +185,13 @@ class SAC(Agent):
             "q_mean": value.detach().mean(),
         }
 
-    def _value(self, batch: Batch) -> Tensor:
+    def _value(self, obs: ObsTensor, action: Tensor) -> Tensor:
         """[2, N], what the critics say of the actions that were taken."""
         if self.bounds is not None:
-            value: Tensor = self.critic(batch["obs"], self.bounds.from_env(batch["action"]))
+            value: Tensor = self.critic(obs, self.bounds.from_env(action))
             return value
-        values: Tensor = self.critic(batch["obs"])
-        return values.gather(2, batch["action"].long().expand(2, -1).unsqueeze(2)).squeeze(2)
+        values: Tensor = self.critic(obs)
+        return values.gather(2, action.long().expand(2, -1).unsqueeze(2)).squeeze(2)
 
     def _soft_value(self, obs: ObsTensor, critic: Callable[..., Tensor], alpha: Tensor) -> tuple[Tensor, Tensor]:
         """V(s) = E[min Q(s, a) - alpha log pi(a | s)] and E[log pi(a | s)], [N] each.

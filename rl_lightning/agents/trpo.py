@@ -16,11 +16,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
-from rl_lightning.agents.on_policy import advantages_of_rollout, chosen_action, has_policy, values_of_rollout
+from rl_lightning.agents.on_policy import (
+    advantages_of_rollout,
+    chosen_action,
+    make_actor_critic,
+    make_normalization,
+    values_of_rollout,
+)
 from rl_lightning.functional import conjugate_gradient, explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
-from rl_lightning.nn import ActorCritic, Distribution, Normalization
+from rl_lightning.nn import Distribution
 from rl_lightning.optim import Adam
+from rl_lightning.transfer import to_device
 from rl_lightning.types import (
     Array,
     Batch,
@@ -31,7 +38,6 @@ from rl_lightning.types import (
     ObsTensor,
     StepFn,
     check_counts,
-    tree_map,
 )
 
 BACKTRACK = 0.5
@@ -115,14 +121,8 @@ class TRPO(Agent):
     def build(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
         """Make the policy and the value network."""
         self.observation_space, self.action_space = observation_space, action_space
-        if not has_policy(action_space):
-            raise self.unsupported("a Discrete, MultiDiscrete, MultiBinary or Box action space")
-        self.network = ActorCritic(
-            observation_space, action_space, hidden_sizes=self.hidden_sizes, activation=self.activation
-        )
-        self.normalization = Normalization(
-            observation_space, obs=self.normalize_obs, reward=self.normalize_reward, discount=self.discount
-        )
+        self.network = make_actor_critic(self)
+        self.normalization = make_normalization(self)
 
     def act(self, obs: ObsTensor, *, explore: bool) -> tuple[Tensor, Extras]:
         """Sample from the policy, or take its mode; the value network does not run."""
@@ -134,8 +134,7 @@ class TRPO(Agent):
     @torch.no_grad()
     def prepare(self, rollout: Batch) -> Batch:
         """What to learn from a rollout: fields obs, action, advantage, return, each [T, B, ...]."""
-        device = self.explained_variance.device
-        rollout = self.normalization.rollout(tree_map(lambda field: field.to(device), rollout))
+        rollout = self.normalization.rollout(to_device(rollout, self.explained_variance.device))
         value = values_of_rollout(self.network, rollout)
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         advantage = advantages_of_rollout(self.network, rollout, value, **decays)

@@ -10,7 +10,7 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from rl_lightning.envs.spaces import leaf_spaces
-from rl_lightning.types import Array, Batch, ConfigurationError, ObsArray, ObsTensor
+from rl_lightning.types import Array, Batch, ConfigurationError, ObsArray, ObsTensor, tree_map
 
 LIMIT = 10.0
 """How far from 0 a normalised observation or reward may be, in standard deviations; what is further is clipped."""
@@ -123,6 +123,11 @@ class Normalization(nn.Module):
             moments = self._moments(path)
             flat = rows.reshape(-1, *moments.mean.shape)
             moments.update(flat if valid is None else flat[valid.flatten()])
+
+    def update_on_host(self, obs: ObsArray) -> None:
+        """`update` with arrays, for an agent on the host."""
+        if self._index:
+            self.update(tree_map(torch.from_numpy, obs))
 
     def rollout(self, rollout: Batch) -> Batch:
         """A rollout, fields [T, B, ...], with its observations as they were acted on and its rewards scaled.

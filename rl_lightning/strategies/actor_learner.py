@@ -221,8 +221,7 @@ class ActorLearner:
 
     def finish(self) -> int:
         """Let the workers take their last steps; returns how many nobody has learned from."""
-        crew = self._crew
-        crew.finish(at_limit=crew.counter.value >= crew.job.limit)
+        self._crew.finish()
         left = 0
         for worker, (tail, head) in enumerate(zip(self._tail.tolist(), self._head.tolist(), strict=True)):
             for step in range(tail, head):

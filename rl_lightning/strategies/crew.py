@@ -89,8 +89,9 @@ class Crew:
             if report:
                 self.reports.append(report)
 
-    def finish(self, *, at_limit: bool) -> None:
+    def finish(self) -> None:
         """Let each end its step and report, and wait for that: at the limit they end by themselves."""
+        at_limit = self.counter.value >= self.job.limit
         while at_limit and self.is_running:
             self.poll(0.1)
         self._supervisor.stop(FINISH_S)

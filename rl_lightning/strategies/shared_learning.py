@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_value_
 
 from rl_lightning.agents import Agent, ForeignAgent, as_agent
+from rl_lightning.clipping import clip_gradients
 from rl_lightning.metrics import Means
 from rl_lightning.optim import PackedOptimizer
 from rl_lightning.strategies.crew import Crew
@@ -138,9 +140,7 @@ class _Learner(_Sharer):
         metrics, losses = self._graph(batch)
         for name, loss in losses.items():
             self._note(name, loss)
-        pairs = [pair for of_one in self._pairs.values() for pair in of_one]
-        with torch.no_grad():
-            torch._foreach_copy_([own for _, own in pairs], [shared for shared, _ in pairs])
+        _take_over([pair for pairs in self._pairs.values() for pair in pairs])
         return metrics
 
     def _note(self, name: str, loss: Tensor) -> None:
@@ -164,23 +164,27 @@ class _Learner(_Sharer):
             optimizer.quick_step()
         else:
             optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_([own for _, own in pairs], [shared for shared, _ in pairs])
+        _take_over(pairs)
 
     def _clip(self, name: str) -> None:
         job, optimizer = self.job, self._shared.optimizers[name]
         parameters = [shared for shared, _ in self._pairs[name]]
         if job.max_grad_value:
             clip_grad_value_(parameters, job.max_grad_value)
-        limit = job.max_grad_norm
-        if limit and not (isinstance(optimizer, PackedOptimizer) and optimizer.clip_norm(limit)):
-            clip_grad_norm_(parameters, limit)
+        if job.max_grad_norm:
+            clip_gradients(optimizer, parameters, job.max_grad_norm)
 
     def report(self, **more: Any) -> None:
         if self._num_updates:
             more |= {"num_updates": self._num_updates, "metrics": self._means.flush(), "loss": self._loss}
             self._num_updates = 0
         super().report(**more)
+
+
+@torch.no_grad()
+def _take_over(pairs: Sequence[tuple[Parameter, Parameter]]) -> None:
+    """Of each pair of a shared tensor and one's own, the shared numbers become one's own."""
+    torch._foreach_copy_([own for _, own in pairs], [shared for shared, _ in pairs])
 
 
 class _ForeignLearner(_Sharer):
@@ -242,8 +246,7 @@ class SharedLearning:
 
     def finish(self) -> int:
         """Let the workers take their last steps; returns how many those were."""
-        crew = self._crew
-        crew.finish(at_limit=crew.counter.value >= crew.job.limit)
+        self._crew.finish()
         return self._count()
 
     def _count(self) -> int:

@@ -36,6 +36,26 @@ def network(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs))
 
 
+# --- ours ---
+
+
+def ours(agent: str, steps: int, **more: Any) -> float:
+    """Seconds of the whole `Trainer.fit`."""
+    import rl_lightning
+    from tests.benchmarks.ours import fit
+
+    return fit(getattr(rl_lightning, agent)(**OURS, **more), "Pendulum-v1", steps)
+
+
+def ours_compiled(agent: str, steps: int, **more: Any) -> float:
+    """The same with `compile=True`: a learning step in each env step but the first, random ones, as in the others."""
+    import rl_lightning
+    from tests.benchmarks.ours import fit_compiled
+
+    learner = getattr(rl_lightning, agent)(**OURS, **more)
+    return fit_compiled(learner, "Pendulum-v1", steps, skip=50) * (steps - STARTS) / steps
+
+
 # --- by hand ---
 
 

@@ -370,6 +370,8 @@ class OwnStep(RLModule):
 
 def test_what_cannot_work_is_refused_before_any_worker_starts():
     assert "A2C can with v_trace=True" in refused(AsyncStrategy(mode="actor_learner"))
+    normalized = SAC(**REPLAY, normalize_obs=True)
+    assert "Leave normalize_obs out" in refused(AsyncStrategy(mode="actor_learner"), normalized, "Pendulum-v1")
     assert "cannot train TRPO" in refused(AsyncStrategy(), TRPO())
     assert "mode='shared'" in refused(AsyncStrategy(mode="actor_learner"), PPO())
     processes = GymEnvModule("CartPole-v1", num_envs=2, vectorization="async")
@@ -395,6 +397,15 @@ def test_several_envs_a_worker():
 
 
 REPLAY = {"learning_starts": 50, "batch_size": 16, "hidden_sizes": (16,)}
+
+
+def test_workers_that_learn_share_the_statistics_of_their_observations():
+    agent, strategy = SAC(**REPLAY, normalize_obs=True), AsyncStrategy(2)
+    trainer = fit(agent, strategy, env="Pendulum-v1", max_steps=400)
+    moments = agent.normalization.obs_moments[0]
+    # without locks: a row of one may be lost where two come at once
+    assert 300 < moments.count <= sum(strategy.worker_steps) == trainer.global_step
+    assert moments.mean.abs().max() < 2 and (moments.variance > 0).all()
 
 
 @pytest.mark.parametrize("agent", [SAC(**REPLAY), TD3(**REPLAY, noise="ornstein_uhlenbeck"), DDPG(**REPLAY)])

@@ -40,10 +40,11 @@ AGENTS = {
     "implicit": lambda: DQN(**REPLAY, distribution="implicit"),
     "sac": lambda: SAC(**TINY),
     "sac, discrete": lambda: SAC(**TINY),
+    "sac, normalised": lambda: SAC(**TINY, normalize_obs=True),
     "td3": lambda: TD3(**TINY),
     "ddpg": lambda: DDPG(**TINY),
 }
-ENVS = {"sac": "Pendulum-v1", "td3": "Pendulum-v1", "ddpg": "Pendulum-v1"}
+ENVS = {"sac": "Pendulum-v1", "sac, normalised": "Pendulum-v1", "td3": "Pendulum-v1", "ddpg": "Pendulum-v1"}
 
 
 def fit(agent, *, env="CartPole-v1", module=RLModule, **arguments):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl_lightning import A2C, PPO, TRPO, RLModule, Trainer, evaluate
+from rl_lightning import A2C, DDPG, PPO, SAC, TD3, TRPO, RLModule, Trainer, evaluate
 from rl_lightning.callbacks import Evaluation
 from rl_lightning.envs import GymEnvModule
 from tests.trainer.helpers import quiet, small_ppo
@@ -11,22 +11,54 @@ from tests.trainer.helpers import quiet, small_ppo
 FLAGS = {"normalize_obs": True, "normalize_reward": True}
 
 
-@pytest.mark.parametrize(
-    "agent", [small_ppo(**FLAGS), A2C(num_steps=8, hidden_sizes=(16,), **FLAGS), TRPO(num_steps=8, **FLAGS)]
-)
-def test_each_training_transition_counts_once(agent, tmp_path):
+REPLAY = {"learning_starts": 40, "batch_size": 16, "hidden_sizes": (16,), "normalize_obs": True}
+
+
+def check_counted_once(agent, env, tmp_path):
+    """320 steps of two envs, evaluated meanwhile; the statistics are saved, and evaluation does not change them."""
     trainer = Trainer(max_steps=320, steps_per_epoch=80, **quiet(Evaluation(num_episodes=3)))
-    trainer.fit(RLModule(agent), GymEnvModule("CartPole-v1", num_envs=2))
+    trainer.fit(RLModule(agent), GymEnvModule(env, num_envs=2))
     moments = agent.normalization.obs_moments[0]
-    assert moments.count == agent.normalization.return_moments.count == 320
+    assert moments.count == 320
     assert (moments.variance > 0).all() and (moments.variance != 1).all()  # as at the start
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     loaded = RLModule.load_from_checkpoint(tmp_path / "last.ckpt").agent
     for name, value in agent.normalization.state_dict().items():
         assert torch.equal(loaded.normalization.state_dict()[name], value)
-    returns = [evaluate(one, "CartPole-v1", num_episodes=5, seed=3).returns for one in (agent, loaded)]
+    returns = [evaluate(one, env, num_episodes=5, seed=3).returns for one in (agent, loaded)]
     assert returns[0] == returns[1]
     assert moments.count == 320
+
+
+@pytest.mark.parametrize(
+    "agent", [small_ppo(**FLAGS), A2C(num_steps=8, hidden_sizes=(16,), **FLAGS), TRPO(num_steps=8, **FLAGS)]
+)
+def test_each_training_transition_counts_once(agent, tmp_path):
+    check_counted_once(agent, "CartPole-v1", tmp_path)
+    assert agent.normalization.return_moments.count == 320
+
+
+@pytest.mark.parametrize("make", [SAC, TD3, DDPG])
+def test_each_observation_acted_on_counts_once_with_replay(make, tmp_path):
+    check_counted_once(make(**REPLAY), "Pendulum-v1", tmp_path)
+
+
+class Keeping(RLModule):
+    def on_env_step(self, transition):
+        self.__dict__.setdefault("seen", []).append(transition.obs.copy())
+
+
+def test_replay_keeps_observations_as_they_came():
+    agent = SAC(**REPLAY)
+    memory = agent.make_memory(2)
+    memory.batches = lambda: iter(())  # what it stores, not what it draws
+    module = Keeping(agent, memory)
+    Trainer(max_steps=100, **quiet()).fit(module, GymEnvModule("Pendulum-v1", num_envs=2))
+    rows = torch.cat([torch.from_numpy(obs) for obs in module.seen])
+    torch.testing.assert_close(agent.normalization.obs_moments[0].mean, rows.mean(dim=0))
+    del memory.batches
+    drawn = next(memory.batches())["obs"]
+    assert all((rows == row).all(dim=1).any() for row in drawn)
 
 
 class Counting(RLModule):

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_lightning.agents import A2C, PPO, TRPO
+from rl_lightning.agents import A2C, DDPG, PPO, SAC, TD3, TRPO
 from rl_lightning.nn import Normalization, RunningMoments
 from rl_lightning.types import ConfigurationError, Transition
 from tests.unit import test_agents_learn
@@ -212,3 +212,81 @@ def test_what_is_far_from_0_is_learned_with_normalisation_alone(agent, monkeypat
     flags = {"normalize_obs": True, "normalize_reward": True}
     assert mean_reward_after(agent(**flags), spaces.Discrete(3), 1000) >= 0.95 * 500
     assert mean_reward_after(agent(), spaces.Discrete(3), 1000) < 0.6 * 500
+
+
+# --- agents that learn from replay ---
+
+UNIT = spaces.Box(-1.0, 1.0, (2,), np.float32)
+REPLAYING = pytest.mark.parametrize(
+    ("make", "action_space"),
+    [(SAC, UNIT), (SAC, TWO), (TD3, UNIT), (DDPG, UNIT)],
+    ids=["sac", "sac, discrete", "td3", "ddpg"],
+)
+
+
+def copy_of_statistics(agent):
+    return {name: value.clone() for name, value in agent.normalization.state_dict().items()}
+
+
+@REPLAYING
+def test_with_replay_it_is_exploring_that_counts(make, action_space):
+    """On the host as off it: each observation once, after it was acted on."""
+    agents = [built(make(normalize_obs=True, hidden_sizes=(16,)), action_space=action_space) for _ in range(2)]
+    obs = torch.randn(40, 3, generator=torch.manual_seed(0)) * 5 + 20
+    for rows in obs.split(8):
+        agents[0].act(rows, explore=True)
+        assert agents[1].act_on_host(rows.numpy(), explore=True) is not None
+    first, second = (agent.normalization.obs_moments[0] for agent in agents)
+    assert first.count == second.count == 40
+    torch.testing.assert_close(first.mean, obs.mean(dim=0))
+    for name, value in agents[0].normalization.state_dict().items():
+        assert torch.equal(value, agents[1].normalization.state_dict()[name])
+    before = copy_of_statistics(agents[0])
+    with agents[0].evaluation_mode():
+        agents[0].act(obs, explore=False)
+        agents[0].act_on_host(obs.numpy(), explore=False)
+    assert all(torch.equal(value, before[name]) for name, value in agents[0].normalization.state_dict().items())
+
+
+@REPLAYING
+def test_with_replay_it_learns_from_what_is_normalised_by_the_statistics_of_now(make, action_space):
+    """The same losses as without, from a batch that was normalised by hand; and learning changes no statistics."""
+    torch.manual_seed(0)
+    agent = built(make(normalize_obs=True, hidden_sizes=(16,)), action_space=action_space)
+    plain = built(make(hidden_sizes=(16,)), action_space=action_space)
+    plain.load_state_dict(agent.state_dict(), strict=False)
+    agent.normalization.update(torch.tensor([[10.0, 0.0, 5.0], [30.0, 4.0, 5.0]]))
+    before = copy_of_statistics(agent)
+    action = torch.tensor([0, 1]) if action_space is TWO else torch.tensor([[0.5, -0.5], [0.0, 1.0]])
+    ends = torch.tensor([False, True])
+    batch = {"action": action, "reward": torch.ones(2), "terminated": ends, "truncated": torch.zeros(2, dtype=bool)}
+    raw = {"obs": torch.tensor([[20.0, 2.0, 5.0]] * 2), "next_obs": torch.tensor([[40.0, 6.0, 5.0]] * 2)}
+    by_hand = {"obs": torch.zeros(2, 3), "next_obs": torch.tensor([[2.0, 2.0, 0.0]] * 2)}
+    losses = []
+    for each, fields in ((agent, raw), (plain, by_hand)):
+        losses.append({})
+        torch.manual_seed(1)
+        each.update({**batch, **fields}, losses[-1].__setitem__)
+    assert losses[0].keys() == losses[1].keys()
+    torch.testing.assert_close(losses[0], losses[1])
+    assert all(torch.equal(value, before[name]) for name, value in agent.normalization.state_dict().items())
+    assert raw["obs"][0, 0] == 20.0
+
+
+class FarAway(Identity):
+    """The numbers that it shows are far from 0."""
+
+    def draw(self):
+        return super().draw() + 1000.0
+
+    def reward(self, obs, action):
+        return super().reward(obs - 1000.0, action)
+
+
+@pytest.mark.parametrize("make", [SAC, TD3, DDPG])
+def test_with_replay_what_is_far_from_0_is_learned_with_normalisation_alone(make, monkeypatch):
+    monkeypatch.setattr(test_agents_learn, "Identity", FarAway)
+    settings = {**test_agents_learn.REPLAY, "batch_size": 64, **({"entropy_weight": 0.1} if make is SAC else {})}
+    box = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    assert mean_reward_after(make(**settings, normalize_obs=True), box, 500) >= -0.25
+    assert mean_reward_after(make(**settings), box, 500) < -0.4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import gymnasium as gym
 import torch
@@ -11,30 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.benchmarks import pendulum
-from tests.benchmarks.pendulum import DISCOUNT, LR, STARTS, TAU
+from tests.benchmarks.pendulum import DISCOUNT, LR, TAU
 
 UNIT = "env steps"
 AMOUNT = 1_500
 
 
-def _ours() -> Any:
-    from rl_lightning import SAC
-
-    return SAC(**pendulum.OURS)
-
-
 def ours(steps: int) -> float:
     """The whole `Trainer.fit`."""
-    from tests.benchmarks.ours import fit
-
-    return fit(_ours(), "Pendulum-v1", steps)
+    return pendulum.ours("SAC", steps)
 
 
 def ours_compiled(steps: int) -> float:
-    """The same with `compile=True`: a learning step in each env step but the first, random ones, as in the others."""
-    from tests.benchmarks.ours import fit_compiled
-
-    return fit_compiled(_ours(), "Pendulum-v1", steps, skip=50) * (steps - STARTS) / steps
+    """The same with `compile=True`."""
+    return pendulum.ours_compiled("SAC", steps)
 
 
 def tight(steps: int) -> float:

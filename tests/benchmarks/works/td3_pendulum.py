@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 import torch
@@ -11,31 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.benchmarks import pendulum
-from tests.benchmarks.pendulum import DISCOUNT, LR, STARTS, TAU
+from tests.benchmarks.pendulum import DISCOUNT, LR, TAU
 
 UNIT = "env steps"
 AMOUNT = 1_500
 NOISE = 0.1
 
 
-def _ours() -> Any:
-    from rl_lightning import TD3
-
-    return TD3(noise_std=NOISE, **pendulum.OURS)
-
-
 def ours(steps: int) -> float:
     """The whole `Trainer.fit`."""
-    from tests.benchmarks.ours import fit
-
-    return fit(_ours(), "Pendulum-v1", steps)
+    return pendulum.ours("TD3", steps, noise_std=NOISE)
 
 
 def ours_compiled(steps: int) -> float:
-    """The same with `compile=True`: a learning step in each env step but the first, random ones, as in the others."""
-    from tests.benchmarks.ours import fit_compiled
-
-    return fit_compiled(_ours(), "Pendulum-v1", steps, skip=50) * (steps - STARTS) / steps
+    """The same with `compile=True`."""
+    return pendulum.ours_compiled("TD3", steps, noise_std=NOISE)
 
 
 def tight(steps: int) -> float:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from rl_lightning.optimization import clip_norm
+from rl_lightning.clipping import clip_norm
 
 
 def network(dtype=torch.float32):

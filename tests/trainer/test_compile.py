@@ -199,9 +199,7 @@ def test_an_agent_is_compiled_for_the_shapes_of_its_own_batches(monkeypatch):
     has_symbols = []
 
     def look(graph, inputs, **kwargs):
-        has_symbols.append(
-            any(isinstance(size, torch.SymInt) for x in inputs if hasattr(x, "shape") for size in x.shape)
-        )
+        has_symbols.append(any(isinstance(each, torch.SymInt) for each in inputs))
         return graph.forward
 
     real = torch.compile

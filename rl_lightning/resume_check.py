@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,34 +89,3 @@ class _SaveOnce(pl.callbacks.Checkpoint):
     def on_env_step(self, trainer: Trainer, pl_module: RLModule, transition: Any) -> None:
         if trainer.global_step >= self.step and not self.path.exists():
             trainer.save_checkpoint(self.path)
-
-
-def main(args: Sequence[str]) -> int:
-    """`rl-lightning check-resume`. Returns the exit status: 0 where nothing differs."""
-    from rl_lightning.cli import RLCLI
-
-    description = "Run an experiment straight and interrupted, and say what differs: nothing, if it resumes exactly."
-    parser = argparse.ArgumentParser("rl-lightning check-resume", description=description)
-    parser.add_argument("--config", required=True, help="the experiment")
-    parser.add_argument(
-        "--steps", type=int, required=True, help="env steps before the interruption, and again after it"
-    )
-    known, others = parser.parse_known_args(list(args))
-    if known.steps < 1:
-        parser.error(f"--steps {known.steps}: it must be at least 1.")
-
-    def make(directory: Path) -> tuple[Trainer, RLModule, EnvModule]:
-        quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-        where = ["--trainer.default_root_dir", str(directory), "--trainer.max_steps", str(2 * known.steps)]
-        cli = RLCLI(["--config", known.config, *others, *quiet, *where], run=False)
-        assert isinstance(cli.trainer, Trainer) and isinstance(cli.model, RLModule)
-        assert isinstance(cli.datamodule, EnvModule)
-        return cli.trainer, cli.model, cli.datamodule
-
-    with tempfile.TemporaryDirectory() as directory:
-        found = check_resume(make, Path(directory))
-    if found is None:
-        print(f"Nothing differs after {2 * known.steps:_} env steps: {known.config} resumes exactly.")
-        return 0
-    print(f"The straight and the resumed run of {known.config} differ, first in {found}")
-    return 1

@@ -31,6 +31,7 @@ from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
 from rl_lightning.randomness import set_random_state
 from rl_lightning.strategies.background_evaluation import BackgroundEvaluator
+from rl_lightning.transfer import pinned
 from rl_lightning.types import Batch, Transition
 
 if TYPE_CHECKING:
@@ -243,10 +244,12 @@ class RLFitLoop(_FitLoop):
         if plain and trainer.strategy.root_device.type == "cpu" and not any(map(hooks.overridden, transfer)):
             return None
 
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+
         def convert(batch: Batch) -> Batch:
             batch = trainer.precision_plugin.convert_input(batch)
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-            return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            return trainer.strategy.batch_to_device(pinned(batch) if on_gpu else batch, dataloader_idx=0)
 
         return convert
 

@@ -76,10 +76,13 @@ class BestAgent(Checkpoint):
         path = Path(self.best_model_path) if self.best_model_path else self._fresh_path(trainer)
         self.best_model_path, self.best_model_score = str(path), score.detach().double().cpu()
         try:
-            trainer.save_checkpoint(path, weights_only=False)
+            self._save(trainer, path)
         except BaseException:
             self.best_model_path, self.best_model_score = before
             raise
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        trainer.save_checkpoint(path, weights_only=False)
 
     def _is_better(self, score: torch.Tensor) -> bool:
         best = self.best_model_score

@@ -51,7 +51,13 @@ def shorter(path):
     return ["--trainer.max_steps=600", "--trainer.steps_per_epoch=300", *own, *data]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def _by_cost(path):
+    """The config as a parameter: what differs from another one by its env alone runs in the slow lane."""
+    is_twin = path.stem.endswith(("_walker2d", "_half_cheetah", "_breakout")) or path.stem == "rainbow_lunarlander"
+    return pytest.param(path, id=path.stem, marks=(pytest.mark.slow, pytest.mark.ci) if is_twin else ())
+
+
+@pytest.mark.parametrize("path", [_by_cost(path) for path in CONFIGS])
 def test_configs_run_as_they_are_only_shorter(path, tmp_path):
     for name, package in EXTRAS.items():
         if name in path.read_text():
@@ -194,3 +200,11 @@ def test_hooks_and_records_by_config(tmp_path):
 def test_compile_is_an_argument_like_others():
     cli = RLCLI([f"--config={ROOT / 'configs/ppo_cartpole.yaml'}", *SMALL, "--trainer.compile=true"], run=False)
     assert cli.trainer.compile is True and cli.trainer.init_args["compile"] is True
+
+
+def test_check_resume_says_that_nothing_differs(capsys):
+    arguments = ["--model.agent.num_steps=32", "--model.agent.hidden_sizes=[8]", "--seed_everything=3"]
+    config = str(CONFIGS[0].parent / "ppo_cartpole.yaml")
+    with pytest.raises(SystemExit, match="0"):
+        main(["check-resume", "--config", config, "--steps", "700", *arguments])
+    assert "Nothing differs after 1_400 env steps" in capsys.readouterr().out

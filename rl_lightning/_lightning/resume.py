@@ -103,6 +103,8 @@ def restore(loop: RLFitLoop, state: dict[str, Any]) -> None:
     loop.transition = _loaded(saved["transition"])
     loop.means.load_state_dict(saved["means"])
     loop.num_finished, loop.last_eval = saved["num_finished"], saved["last_eval"]
+    if not state["gathering"]:
+        loop.num_finished = strategy.episodes.num_finished  # nothing is known of those that ended before
     for name in _DUE:
         if saved["due"][name] <= loop.clock.env_steps:
             setattr(loop, name, saved["due"][name])

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.core import optimizer
 from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.prediction_loop import _PredictionLoop
@@ -168,3 +169,43 @@ def test_hooks_that_nobody_overrides_are_not_bound(trainer):
     assert Hooks(trainer).bind("on_train_batch_start") is None
     trainer.callbacks = [pl.callbacks.LambdaCallback(on_train_batch_start=lambda *args: None)]
     assert Hooks(trainer).bind("on_train_batch_start") is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["dump_checkpoint", "_select_ckpt_path", "restore_training_state", "_loaded_checkpoint"]
+)
+def test_checkpoint_connector(trainer, name):
+    assert hasattr(trainer._checkpoint_connector, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "register_signal_handlers",
+        "_sigterm_notifier_fn",
+        "_slurm_sigusr_handler_fn",
+        "_has_already_handler",
+        "teardown",
+    ],
+)
+def test_signal_connector(trainer, name):
+    assert hasattr(trainer._signal_connector, name)
+
+
+@pytest.mark.parametrize("name", ["_callback_metrics", "_progress_bar_metrics"])
+def test_metrics_that_are_saved(trainer, name):
+    assert isinstance(getattr(trainer._logger_connector, name), dict)
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_loggers_take_the_version_to_go_on_in(kind, tmp_path):
+    logger = kind(tmp_path)
+    logger._version = 7
+    assert logger.log_dir.endswith("version_7")
+
+
+def test_a_checkpoint_callback_is_known_by_its_interval():
+    one, other = ModelCheckpoint(every_n_train_steps=1), ModelCheckpoint(every_n_train_steps=2)
+    assert one.state_key != other.state_key
+    other._every_n_train_steps = 1
+    assert one.state_key == other.state_key

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv
 
+from rl_lightning.envs.atari_state import load_emulator, save_emulator
 from rl_lightning.types import ConfigurationError, plain_state
 
 Saved: TypeAlias = Any
-"""A tuple of what kind it is and its parts; or None, a truth value, a number, a text, or bytes, as they are."""
+"""A tuple of what kind it is and its parts; or None, a truth value, a number, or a text, as they are."""
 
 _PLAIN = (bool, int, float, str, bytes)
 _NEVER = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
@@ -82,6 +83,8 @@ class _Capture:
         self._seen: dict[int, tuple[Any, tuple[str, ...]]] = {}  # with the object, lest its number is given anew
 
     def save(self, value: Any, path: tuple[str, ...]) -> Saved:
+        if type(value) is bytes:  # as they are, none at all would come back from a file as a call
+            return ("bytes", torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0).byte())
         if value is None or type(value) in _PLAIN:
             return value
         if isinstance(value, np.generic) and not isinstance(value, np.void):
@@ -171,6 +174,9 @@ class _Restore:
 
     def _scalar(self, now: Any, path: tuple[str, ...], dtype: str, shape: list[int], data: torch.Tensor) -> Any:
         return _array(dtype, shape, data)[()]
+
+    def _bytes(self, now: Any, path: tuple[str, ...], data: torch.Tensor) -> Any:
+        return data.numpy().tobytes()
 
     def _enum(self, now: Any, path: tuple[str, ...], name: str) -> Any:
         return type(now)[name]
@@ -268,6 +274,7 @@ _KINDS = frozenset(
     [
         "as_made",
         "scalar",
+        "bytes",
         "enum",
         "array",
         "tensor",
@@ -333,13 +340,18 @@ def _load_own(env: Any, state: Any) -> None:
 
 def _save_ale(env: Any) -> Any:
     ale: Any = vars(env).get("ale") if isinstance(env, gym.Env) else None
-    return ale.cloneState(include_rng=True).serialize() if hasattr(ale, "cloneState") else None
+    if not hasattr(ale, "cloneState"):
+        return None
+    if getattr(env, "continuous", False) and ale.getFloat("repeat_action_probability") > 0.0:
+        raise ConfigurationError(
+            f"{env} repeats continuous actions, and does not tell which. Use discrete ones, or "
+            "repeat_action_probability=0.0."
+        )
+    return save_emulator(ale)
 
 
-def _load_ale(env: Any, state: bytes) -> None:
-    from ale_py import ALEState
-
-    env.ale.restoreState(ALEState(state))
+def _load_ale(env: Any, state: dict[str, Any]) -> None:
+    load_emulator(env.ale, state)
 
 
 def _save_mujoco(env: Any) -> Any:

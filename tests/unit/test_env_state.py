@@ -85,13 +85,44 @@ def test_another_env_goes_on_where_the_first_one_was_saved(name):
     assert same(steps(second, actions[37:]), expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_action_that_the_atari_emulator_is_about_to_repeat_is_saved():
+    """The emulator does not save it. In each of these places it matters about once in four times."""
+    first, second = pong(), pong()
+    first.reset(seed=3), second.reset(seed=8)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        saved = through_a_file(capture(first))
+        steps(second, rng.integers(6, size=3))  # its own last action is another one
+        restore(second, saved)
+        actions = rng.integers(6, size=5)
+        assert same(steps(first, actions), steps(second, actions))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_atari_env_goes_on_as_if_it_had_not_been_saved():
+    saved, untouched = pong(), pong()
+    saved.reset(seed=3), untouched.reset(seed=3)
+    for action in np.random.default_rng(0).integers(6, size=(40, 1)).tolist():
+        capture(saved)
+        assert same(steps(saved, action), steps(untouched, action))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_atari_env_that_repeats_continuous_actions_is_found_out():
+    pytest.importorskip("ale_py")
+    kwargs = {"continuous": True}
+    assert "repeat_action_probability=0.0" in why_not_exact(EnvRecipe("ALE/Pong-v5", env_kwargs=kwargs))
+    assert why_not_exact(EnvRecipe("ALE/Pong-v5", env_kwargs={**kwargs, "repeat_action_probability": 0.0})) is None
+
+
 class Everything(gym.Env):
     """Holds one of each kind."""
 
     observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
 
     def __init__(self):
-        self.numbers = [1, 2.5, np.float32(3.5), np.int64(4), True, None, "five", b"six"]
+        self.numbers = [1, 2.5, np.float32(3.5), np.int64(4), True, None, "five", b"six", b""]
         self.array, self.empty = np.arange(6, dtype=np.uint16).reshape(2, 3), np.zeros((0, 4))
         self.twice = self.array
         self.queue, self.group = deque([1, 2], maxlen=3), {3, 1}

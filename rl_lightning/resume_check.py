@@ -10,6 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from rl_lightning._lightning import run_state
 from rl_lightning.callbacks import Evaluation
 from rl_lightning.env_module import EnvModule
 from rl_lightning.module import RLModule
@@ -48,7 +49,7 @@ def check_resume(make: Callable[[Path], tuple[Trainer, RLModule, EnvModule]], di
 
 def final_state(trainer: Trainer) -> dict[str, Any]:
     """All that is known when `fit` is over, but for times."""
-    run = trainer.fit_loop.final_state or {}
+    run = run_state(trainer) or {}
     evaluations = [callback.history for callback in trainer.callbacks if isinstance(callback, Evaluation)]
     return {
         "weights": dict(trainer.lightning_module.agent.state_dict()),

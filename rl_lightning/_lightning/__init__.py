@@ -11,6 +11,7 @@ from rl_lightning._lightning.fit_loop import Position, RLFitLoop
 from rl_lightning._lightning.hooks import Hooks, overrides
 from rl_lightning._lightning.install import install_loops
 from rl_lightning._lightning.logger_connector import RLLoggerConnector
+from rl_lightning._lightning.resume import run_state
 from rl_lightning._lightning.signals import RLSignalConnector
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "install_loops",
     "next_multiple",
     "overrides",
+    "run_state",
     "saves_every_n_steps",
     "why_not_compiled",
     "write_checkpoint",

@@ -73,11 +73,12 @@ def newest_checkpoint(trainer: Trainer) -> str | None:
 
 def _log_directories(trainer: Trainer) -> list[Path]:
     """Where runs with this root directory have saved, the last one first."""
-    roots = [Path(logger.root_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
-    found = [path for root in roots or [Path(trainer.default_root_dir)] for path in root.glob("version_*/checkpoints")]
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
+    roots = [Path(logger.root_dir) for logger in loggers] or [Path(trainer.default_root_dir)]
+    found = [path for root in roots for path in root.glob("version_*/checkpoints")]
     numbered = [path for path in found if path.parent.name.removeprefix("version_").isdigit()]
     numbered.sort(key=lambda path: int(path.parent.name.removeprefix("version_")), reverse=True)
-    return [*numbered, *(root / "checkpoints" for root in roots or [Path(trainer.default_root_dir)])]
+    return [*numbered, *(root / "checkpoints" for root in roots)]
 
 
 def _go_on_in(trainer: Trainer, directory: Path) -> None:
@@ -125,9 +126,7 @@ def saves_every_n_steps(checkpoint: ModelCheckpoint) -> int:
 
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Everything a checkpoint holds, as it is now, but for the run: training goes on before this is saved."""
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    checkpoint.pop(RUN_KEY, None)
-    return checkpoint
+    return _CheckpointConnector.dump_checkpoint(trainer._checkpoint_connector, weights_only=False)
 
 
 def write_checkpoint(trainer: Trainer, checkpoint: dict[str, Any], path: Any) -> None:

@@ -25,7 +25,7 @@ from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.compilation import CompiledLearning, why_not_compiled
 from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
 from rl_lightning._lightning.hooks import Hooks
-from rl_lightning._lightning.resume import restore, run_state
+from rl_lightning._lightning.resume import restore, state_beside_memory
 from rl_lightning.agents import ForeignAgent
 from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
@@ -126,7 +126,7 @@ class RLFitLoop(_FitLoop):
     is_broken = False
     """An error came between: the envs are somewhere in the middle of a step."""
     final_state: dict[str, Any] | None = None
-    """The run's state at its end, when its envs are gone."""
+    """The run's state at its end, for when its envs are gone; but for the memory, which stays."""
     _compiled: CompiledLearning | None = None
     _background: BackgroundEvaluator | None = None
     _evaluated: tuple[Clock, dict[str, Any]]
@@ -554,7 +554,7 @@ class RLFitLoop(_FitLoop):
         if self.trainer.log_every_n_steps and self.clock.env_steps > self.last_log_step:
             self._log()
         super().on_run_end()
-        self.final_state = run_state(self.trainer)
+        self.final_state = state_beside_memory(self.trainer)
 
     def teardown(self) -> None:
         super().teardown()

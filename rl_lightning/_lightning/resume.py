@@ -22,11 +22,16 @@ _FORMAT = 1
 
 
 def run_state(trainer: Trainer) -> dict[str, Any] | None:
-    """What it takes to go on from here: tensors and plain data. None outside of `fit`."""
-    loop = trainer.fit_loop
-    if trainer.memory is None or loop.final_state is not None:
-        return loop.final_state
-    agent, memory, strategy = trainer.lightning_module.agent, trainer.memory, trainer.rl_strategy
+    """What it takes to go on from here: tensors and plain data. None before the first `fit`."""
+    if trainer.memory is None:
+        return None
+    state = trainer.fit_loop.final_state or state_beside_memory(trainer)
+    return {**state, "memory": trainer.memory.state_dict() if _is_saved(trainer) else None}
+
+
+def state_beside_memory(trainer: Trainer) -> dict[str, Any]:
+    """The small part of `run_state`, some of which is gone when `fit` is over."""
+    loop, agent, strategy = trainer.fit_loop, trainer.lightning_module.agent, trainer.rl_strategy
     trainer.prove_exactness()
     random_before = loop.epoch_loop.val_loop.random_before
     connector = trainer._logger_connector
@@ -38,7 +43,6 @@ def run_state(trainer: Trainer) -> dict[str, Any] | None:
         "loop": _loop_state(loop),
         "optimization": loop.optimization.state_dict(),
         "agent": {} if is_foreign else agent.run_state(),
-        "memory": memory.state_dict() if _is_saved(trainer) else None,
         "gathering": None if is_foreign or loop.is_broken else strategy.state_dict(),
         "metrics": {name: value.item() for name, value in connector._callback_metrics.items() if value.numel() == 1},
         "progress_bar": {name: float(value) for name, value in connector._progress_bar_metrics.items()},

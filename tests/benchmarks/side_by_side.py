@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,13 @@ def main() -> None:
         results = json.loads(arguments.json.read_text())
         if results["settings"] != settings:
             raise SystemExit(f"{arguments.json} is of other settings: {results['settings']}. Give another --json.")
+    libraries = [library for library in LIBRARIES if library != "SB3" or find_spec("stable_baselines3") is not None]
+    if "SB3" not in libraries:
+        print("SB3: left out (stable-baselines3 is not installed)")
     runs = results["runs"]
     for seed in arguments.seeds:
         for agent in arguments.agents:
-            for library in LIBRARIES:
+            for library in libraries:
                 if (key := f"{agent} {library} {seed}") not in runs:
                     runs[key] = in_fresh_process(run, library, agent, {**settings, "seed": seed})
                     write(arguments.json, results)
@@ -174,7 +178,7 @@ def main() -> None:
         show(
             agent,
             settings,
-            {library: [runs[f"{agent} {library} {s}"] for s in arguments.seeds] for library in LIBRARIES},
+            {library: [runs[f"{agent} {library} {s}"] for s in arguments.seeds] for library in libraries},
         )
 
 

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from rl_lightning.memory.room import Room
+from rl_lightning.memory.row_files import RowReader, RowWriter
 from rl_lightning.types import Array
 
 MOST_FRAMES = 16
 """Frames in an observation, at most; a first axis that is longer is taken for something else."""
-_ARRAYS = ("at", "age", "is_followed", "newest")
+_RINGS = ("age", "is_followed")
+_ARRAYS = ("at", *_RINGS, "newest")
 
 
 class Frames:
@@ -156,6 +158,49 @@ class Frames:
         self._whole = {cell: array.numpy().copy() for cell, array in state["whole"].items()}
         self._end = {cell: array.numpy().copy() for cell, array in state["end"].items()}
         self._num_written = state["num_written"]
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that is not in the rows, as tensors and plain data: copies."""
+        return {"newest": torch.from_numpy(self._newest.copy()), "shape": self._shape}
+
+    def write_rows(self, rows: RowWriter) -> None:
+        """Write what some rows have, with the frames before them that their observations reach back to."""
+        rows.ring(self._ring, before=self._stack - 1)
+        for name in _RINGS:
+            rows.ring(getattr(self, f"_{name}").reshape(self._num_rows, -1))
+        cells = [
+            (row * self._num_envs + env, int(cell))
+            for row in range(rows.start, rows.stop)
+            for env, cell in enumerate(self._cells_of(row))
+        ]
+        for apart in (self._whole, self._end):
+            kept = {number: apart[cell] for number, cell in cells if cell in apart}
+            rows.pairs(kept, self._newest.shape[1:], self._dtype)
+
+    def read_rows(self, rows: RowReader) -> None:
+        """Put rows back; each call has what follows, or overlaps with, the one before.
+
+        Raises:
+            ConfigurationError: there is something else in the file.
+        """
+        rows.ring(self._ring, before=self._stack - 1)
+        for name in _RINGS:
+            rows.ring(getattr(self, f"_{name}").reshape(self._num_rows, -1))
+        some = np.arange(rows.first, rows.stop)
+        self._at[some % self._num_rows] = some % self._ring_len
+        most = (rows.stop - rows.start) * self._num_envs
+        for apart in (self._whole, self._end):
+            kept = rows.pairs(self._newest.shape[1:], self._dtype, most=most)
+            for row in range(rows.first, self._num_written):  # read before, and they may have changed
+                for cell in self._cells_of(row).tolist():
+                    apart.pop(cell, None)
+            first = rows.first * self._num_envs
+            apart.update({number % len(self._age): kept[number] for number in kept if number >= first})
+        self._num_written = rows.stop
+
+    def finish_rows(self, newest: torch.Tensor) -> None:
+        """What `snapshot` had beside the rows."""
+        self._newest = newest.numpy().copy()
 
 
 def _same(a: Array, b: Array) -> NDArray[np.bool_]:

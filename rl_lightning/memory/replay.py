@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from rl_lightning.memory import storage
 from rl_lightning.memory.pace import Pace
 from rl_lightning.memory.priorities import Priorities
 from rl_lightning.memory.room import Room
+from rl_lightning.memory.row_files import RowReader, RowWriter
+from rl_lightning.memory.snapshot import Snapshot
 from rl_lightning.memory.table import Table
 from rl_lightning.types import Batch, ConfigurationError, Transition
 
@@ -114,6 +116,8 @@ class ReplayMemory:
         self._num_filled = 0  # rows written, of num_rows
         self._num_valid = 0
         self._num_unranked = 0  # rows that have no priority yet
+        self._num_written = 0  # rows, ever
+        self._num_cuts = 0
 
     def _no_priorities(self) -> Priorities | None:
         """Priorities of an empty memory; None where all transitions are alike."""
@@ -155,6 +159,7 @@ class ReplayMemory:
         num_new = self._mark(self._head, transition.valid)
         self._head = (self._head + 1) % self.num_rows
         self._num_filled = min(self._num_filled + 1, self.num_rows)
+        self._num_written += 1
         self._num_unranked += 1
         self.pace.count(num_new)
 
@@ -276,20 +281,70 @@ class ReplayMemory:
         if self._table is not None and self._num_filled > 0:
             last = self._table.rows[self._head - 1]
             last["truncated"] |= ~last["terminated"] if where is None else ~last["terminated"] & where
+            self._num_cuts += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that is stored, the pace, and the sampling stream."""
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Rows written ever, and times that the last one was changed since: a snapshot is of one moment."""
+        return self._num_written, self._num_cuts
+
+    def snapshot(self) -> Snapshot:
+        """The memory as it is now; of its rows, checkpoints write only what is new."""
+        state = {**self._state(), "num_envs": self.num_envs}
+        state["table"] = None if self._table is None else self._table.snapshot()
+        return Snapshot(self, state)
+
+    def write_rows(self, rows: RowWriter) -> None:
+        """Write some of the rows that are stored."""
+        assert self._table is not None
+        assert self._num_written - self._num_filled <= rows.start < rows.stop <= self._num_written
+        rows.ring(self._valid)
+        self._table.write_rows(rows)
+
+    def restore(self, state: dict[str, Any], files: Iterable[RowReader]) -> None:
+        """Put back what a snapshot was of; after an error, the memory is as it was.
+
+        Args:
+            state: of the snapshot.
+            files: the rows, in their order, all that are to be stored; of a row that is there twice, the second counts.
+        Raises:
+            ConfigurationError: the memory saved is of another shape, only one of the two has priorities, it does not
+                fit into RAM or the file system, or the files are of something else.
+        """
+        self._check_fits(state, state["num_envs"])
+        valid = np.zeros_like(self._valid)
+
+        def with_valid() -> Iterator[RowReader]:
+            for rows in files:
+                rows.ring(valid)
+                yield rows
+
+        saved = state["table"]
+        if saved is None:
+            table = None
+        else:
+            table = Table.of_snapshot(valid.shape, saved, with_valid(), Room(self.directory))
+        self._put_back(state, table, valid)
+
+    def _state(self) -> dict[str, Any]:
+        """All but the rows."""
         priorities = self._priorities
         self._rate()
         return {
-            "table": None if self._table is None else self._table.state_dict(self._num_filled),
-            "valid": torch.from_numpy(self._valid[: self._num_filled].copy()),
             "num_rows": self.num_rows,
-            "head": self._head,
+            "num_written": self._num_written,
             "num_unranked": self._num_unranked,
             "pace": self.pace.state_dict(),
             "priorities": None if priorities is None else priorities.state_dict(self._num_filled * self.num_envs),
             "rng": storage.rng_state(self.rng),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is stored, the pace, and the sampling stream."""
+        return {
+            **self._state(),
+            "table": None if self._table is None else self._table.state_dict(self._num_filled),
+            "valid": torch.from_numpy(self._valid[: self._num_filled].copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -298,27 +353,36 @@ class ReplayMemory:
         Raises:
             ConfigurationError: the memory saved is of another shape, or only one of the two has priorities.
         """
-        valid = state["valid"].numpy()
-        if (state["num_rows"], valid.shape[1]) != self._valid.shape:
+        saved = state["valid"].numpy()
+        self._check_fits(state, saved.shape[1])
+        valid = np.zeros_like(self._valid)
+        valid[: len(saved)] = saved
+        table = state["table"]
+        self._put_back(
+            state, None if table is None else Table.restored(valid.shape, table, Room(self.directory)), valid
+        )
+
+    def _check_fits(self, state: dict[str, Any], num_envs: int) -> None:
+        if (state["num_rows"], num_envs) != (self.num_rows, self.num_envs):
             raise ConfigurationError(
-                f"the replay memory saved has {state['num_rows']} rows of {valid.shape[1]} envs, this one has "
+                f"the replay memory saved has {state['num_rows']} rows of {num_envs} envs, this one has "
                 f"{self.num_rows} of {self.num_envs}. Continue with the same capacity (buffer_size) and num_envs."
             )
-        self._priorities = self._no_priorities()
         if (state["priorities"] is None) != (self._priorities is None):
             raise ConfigurationError(
                 f"only one of the replay memory saved and this one, with alpha={self.alpha}, has priorities. "
                 "Continue with the same alpha."
             )
+
+    def _put_back(self, state: dict[str, Any], table: Table | None, valid: NDArray[np.bool_]) -> None:
+        self._priorities = self._no_priorities()
         if self._priorities is not None:
             self._priorities.load_state_dict(state["priorities"])
         self._num_unranked, self._drawn, self._unrated = state["num_unranked"], np.empty(0, np.int64), None
-        saved = state["table"]
-        self._table = None if saved is None else Table.restored(self._valid.shape, saved, Room(self.directory))
-        self._valid[:] = False
-        self._valid[: len(valid)] = valid
-        self._num_filled = len(valid)
+        self._table, self._valid = table, valid
         self._num_valid = int(np.count_nonzero(valid))
-        self._head = state["head"]
+        self._num_written = state["num_written"]
+        self._num_filled = min(self._num_written, self.num_rows)
+        self._head = self._num_written % self.num_rows
         self.pace.load_state_dict(state["pace"])
         self.rng.bit_generator.state = state["rng"]

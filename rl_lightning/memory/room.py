@@ -46,12 +46,14 @@ class Room:
             )
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array whose numbers are yet to be written. The system hands out RAM only as it fills; files are full size
-        from the start, so that no disk is found full later on.
+        """An array of zeros, also between the fields of rows: nothing else of this process gets into a checkpoint.
+
+        The system hands out RAM only as it fills; files are full size from the start, so that no disk is found full
+        later on.
         """
         array: Array
         if self._directory is None:
-            array = np.empty(shape, dtype)
+            array = np.zeros(shape, dtype)
             return array
         with tempfile.TemporaryFile(dir=self._directory) as file:
             array = np.asarray(np.memmap(file, dtype, "w+", shape=shape))

@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rl_lightning.types import Batch, ConfigurationError, ObsArray, ShapeError, Transition, plain_state, tree_map
+from rl_lightning.types import (
+    Array,
+    Batch,
+    ConfigurationError,
+    ObsArray,
+    ShapeError,
+    Transition,
+    plain_state,
+    tree_map,
+)
 
 Rows: TypeAlias = NDArray[np.void]
 
@@ -57,6 +66,40 @@ def row_dtype(fields: dict[str, ObsArray]) -> np.dtype[np.void]:
         return name, value.dtype, value.shape[1:]
 
     return np.dtype([leaf(name, value) for name, value in fields.items()], align=True)
+
+
+def described(dtype: np.dtype[np.void]) -> dict[str, Any]:
+    """The type of a row as plain data: of each field, the type and shape of its numbers, or of a part, a dict of those.
+
+    `row_dtype` of what `like_described` makes of it is the type again.
+    """
+
+    def leaf(field: np.dtype[Any]) -> Any:
+        return described(field) if field.names else [field.base.str, list(field.shape)]
+
+    return {name: leaf(dtype[name]) for name in dtype.names or ()}
+
+
+def like_described(description: dict[str, Any]) -> dict[str, ObsArray]:
+    """Empty fields [0, ...] like those that were described.
+
+    Raises:
+        ConfigurationError: that is none of a memory's: something else than numbers, or impossible shapes.
+    """
+    try:
+        fields: dict[str, ObsArray] = tree_map(_no_rows, description)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigurationError(f"no row of a memory has the fields {str(description)[:500]} ({error}).") from error
+    return fields
+
+
+def _no_rows(field: Any) -> Array:
+    kind, shape = field
+    dtype = np.dtype(str(kind))
+    if dtype.kind not in "biufc":
+        raise ValueError(f"{kind} are no numbers")
+    array: Array = np.empty((0, *map(int, shape)), dtype)
+    return array
 
 
 def columns(rows: Rows) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from rl_lightning.memory import storage
 from rl_lightning.memory.frames import Frames
 from rl_lightning.memory.room import Room
+from rl_lightning.memory.row_files import RowReader, RowWriter
 from rl_lightning.types import Array, Batch, ObsArray, Transition, tree_map
 
 SMALLEST_IMAGE = 1024
@@ -89,6 +91,36 @@ class Table:
         storage.write(table._columns, slice(len(fields["reward"])), fields)
         for path, part in frames.items():
             part.load_state_dict(state["frames"][path])
+        return table
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that is not in the rows, as tensors and plain data."""
+        frames = {path: part.snapshot() for path, part in self._frames.items()}
+        return {"fields": storage.described(self.rows.dtype), "frames": frames}
+
+    def write_rows(self, rows: RowWriter) -> None:
+        """Write some rows."""
+        rows.ring(self.rows)
+        for part in self._frames.values():
+            part.write_rows(rows)
+
+    @classmethod
+    def of_snapshot(
+        cls, shape: tuple[int, int], state: dict[str, Any], files: Iterable[RowReader], room: Room
+    ) -> Table:
+        """What `snapshot` and `write_rows` have saved.
+
+        Raises:
+            ConfigurationError: it does not fit into the room, or the files are not of such rows.
+        """
+        frames = {path: Frames.of_state(shape[0], part) for path, part in state["frames"].items()}
+        table = cls(shape, storage.row_dtype(storage.like_described(state["fields"])), frames, room)
+        for rows in files:
+            rows.ring(table.rows)
+            for part in frames.values():
+                part.read_rows(rows)
+        for path, part in frames.items():
+            part.finish_rows(state["frames"][path]["newest"])
         return table
 
 

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rl_lightning.files import whole_file
+
 HIDDEN = "***"
 _SECRET_WORD = re.compile(r"pwd|auth|\w*(password|passwd|passphrase|secret|credential|(api|access|private)key)s?")
 _SECRET_ENDS = {("token",), *((kind, key) for kind in ("api", "access", "private") for key in ("key", "keys"))}
@@ -76,9 +78,8 @@ def record_run(
         if text is None:
             (directory / name).unlink(missing_ok=True)  # what an earlier start found is not true of this one
             continue
-        temporary = directory / f".{name}.{os.getpid()}.tmp"  # runs with one name may start at once
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(directory / name)
+        with whole_file(directory / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     with (directory / "start.txt").open("a") as file:
         file.write(datetime.now().isoformat() + "\n")
 

@@ -29,7 +29,8 @@ from rl_lightning.checks import (
 from rl_lightning.env_module import EnvLike, EnvModule, as_env_module, evaluation_recipe
 from rl_lightning.envs import EnvPool, EnvRecipe, why_not_exact
 from rl_lightning.evaluation import EvaluationResult, check_evaluation
-from rl_lightning.memory import Memory
+from rl_lightning.memory import Memory, ReplayMemory
+from rl_lightning.memory.row_store import RowStore
 from rl_lightning.module import RLModule
 from rl_lightning.optimization import clip_limits
 from rl_lightning.strategies import AsyncPlan, AsyncStrategy, BatchStrategy, Strategy, SyncStrategy
@@ -145,6 +146,7 @@ class Trainer(pl.Trainer):
         self.seed = 0
         self._is_seeded = False
         self.memory: Memory | None = None
+        self.row_store: RowStore | None = None
         self.last_evaluation: EvaluationResult | None = None
         self.evaluated_checkpoint: dict[str, Any] | None = None
         self.rl_strategy: Strategy = BatchStrategy()
@@ -403,6 +405,7 @@ class Trainer(pl.Trainer):
         )
         strategy.episodes.num_finished = self.num_episodes
         self.memory = memory
+        self.row_store = RowStore(memory) if isinstance(memory, ReplayMemory) else None
         return strategy, memory
 
     def _async_plan(self) -> AsyncPlan:
@@ -428,9 +431,14 @@ class Trainer(pl.Trainer):
             rank_zero_warn(f"compile=True: learning steps run uncompiled, because {reason}.")
         return reason is None
 
-    def resume(self, state: dict[str, Any] | None) -> None:
-        """Let the run that starts go on with what a checkpoint says of the one before; None: with what follows."""
-        self.fit_loop.to_resume = state
+    def resume(self, state: dict[str, Any] | None, directory: Path | None) -> None:
+        """Let the run that starts go on with what a checkpoint in `directory` says of the one before.
+
+        Args:
+            state: of the run. None: it goes on with what follows from the clock.
+            directory: None if it is not on this machine.
+        """
+        self.fit_loop.to_resume, self.fit_loop.resumed_from = state, directory
         if state is not None:
             self.seed = state["seed"]
 
@@ -498,7 +506,13 @@ class Trainer(pl.Trainer):
             _lightning.write_checkpoint(self, self.evaluated_checkpoint, filepath)
             return
         self.synchronize()
-        super().save_checkpoint(filepath, *args, **kwargs)
+        with _lightning.saving_to(self, filepath):
+            super().save_checkpoint(filepath, *args, **kwargs)
+
+    def moved_checkpoints(self, old: Path, new: Path) -> None:
+        """A directory of checkpoints has got another name: files in it are found there from now on."""
+        if self.row_store is not None:
+            self.row_store.moved(old, new)
 
     def draw_seed(self, role: str, *path: int) -> int:
         """A 30-bit seed that follows from the run's seed, this process's rank, the role and `path`, nothing else.

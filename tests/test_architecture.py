@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rl_lightning"
 
 LAYERS = (
-    ("types",),
+    ("files", "types"),
     (
         "functional",
         "nn",

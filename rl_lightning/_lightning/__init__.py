@@ -3,7 +3,12 @@
 tests/contract/test_lightning_private_names.py has a test for each private name used here.
 """
 
-from rl_lightning._lightning.checkpoint import CrossingCheckpoint, saves_every_n_steps, write_checkpoint
+from rl_lightning._lightning.checkpoint import (
+    CrossingCheckpoint,
+    saves_every_n_steps,
+    saving_to,
+    write_checkpoint,
+)
 from rl_lightning._lightning.clock import Clock, next_multiple
 from rl_lightning._lightning.compilation import why_not_compiled
 from rl_lightning._lightning.evaluation_loops import agent_dtype
@@ -28,6 +33,7 @@ __all__ = [
     "overrides",
     "run_state",
     "saves_every_n_steps",
+    "saving_to",
     "why_not_compiled",
     "write_checkpoint",
 ]

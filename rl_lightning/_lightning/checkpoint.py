@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.trainer import call
@@ -14,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning._lightning.clock import next_multiple
 from rl_lightning._lightning.resume import run_state
+from rl_lightning.memory.row_store import check_rows
 from rl_lightning.types import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,10 +32,12 @@ class RLCheckpointConnector(_CheckpointConnector):
     """Checkpoints that hold the run besides: envs, memory, random generators, and how far the loop has come."""
 
     trainer: Trainer
+    directory: Path | None = None
+    """Where the checkpoint goes that is being saved, if that is a directory of this machine."""
 
     def dump_checkpoint(self, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint: dict[str, Any] = super().dump_checkpoint(weights_only)
-        state = None if weights_only else run_state(self.trainer)
+        state = None if weights_only else run_state(self.trainer, self.directory)
         if state is not None:
             checkpoint[RUN_KEY] = state
         return checkpoint
@@ -46,7 +52,8 @@ class RLCheckpointConnector(_CheckpointConnector):
     def restore_training_state(self) -> None:
         super().restore_training_state()
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.trainer.resume(self._loaded_checkpoint.get(RUN_KEY))
+            path = self.trainer.ckpt_path
+            self.trainer.resume(self._loaded_checkpoint.get(RUN_KEY), None if path is None else local_directory(path))
 
 
 def newest_checkpoint(trainer: Trainer) -> str | None:
@@ -61,6 +68,7 @@ def newest_checkpoint(trainer: Trainer) -> str | None:
         for path in sorted(directory.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
             try:
                 checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="cpu")
+                check_rows(memory_of(checkpoint), directory)
             except ConfigurationError as error:
                 rank_zero_warn(f"{error}. An older one is taken in its place.")
                 continue
@@ -69,6 +77,46 @@ def newest_checkpoint(trainer: Trainer) -> str | None:
                     _go_on_in(trainer, directory.parent)
                 return str(path)
     return None
+
+
+@contextmanager
+def saving_to(trainer: Trainer, path: Any) -> Iterator[None]:
+    """While a checkpoint is saved: what is large lies beside it, and is removed there when no checkpoint needs it."""
+    connector, directory = trainer._checkpoint_connector, local_directory(path)
+    assert isinstance(connector, RLCheckpointConnector)
+    connector.directory = directory
+    try:
+        yield
+    finally:
+        connector.directory = None
+    if trainer.row_store is not None and directory is not None and trainer.is_global_zero:
+        with suppress(OSError):  # what cannot be removed stays until next time
+            trainer.row_store.clean(directory, memory_in)
+
+
+def memory_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the replay memory whose rows are beside it; {} if there are none."""
+    state = checkpoint.get(RUN_KEY) or {}
+    return (state["memory"] or {}) if "segments" in (state.get("memory") or {}) else {}
+
+
+def memory_in(path: Path) -> dict[str, Any]:
+    """The same of a file, without reading all of it; {} too, if it is none that somebody could go on from.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        return memory_of(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+    except OSError:
+        raise
+    except Exception:  # torch raises whatever the bytes lead it to
+        return {}
+
+
+def local_directory(path: Any) -> Path | None:
+    """Where a checkpoint is, absolute; None if that is not on this machine."""
+    return None if "://" in str(path) else Path(path).absolute().parent
 
 
 def _log_directories(trainer: Trainer) -> list[Path]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from rl_lightning.files import remove_leftovers, whole_file
 from rl_lightning.types import ConfigurationError
 
 
 class RLCheckpointIO(TorchCheckpointIO):
-    """Lightning's files, written under a temporary name in the same directory, put on the disk, and renamed.
-
-    Whatever happens meanwhile, a kill, a power cut, a full disk: the file that was there before stays as it was.
-    """
+    """Lightning's files, as `whole_file` makes them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """
@@ -28,15 +25,12 @@ class RLCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        remove_leftovers(path.parent)
         try:
-            super().save_checkpoint(checkpoint, str(temporary), storage_options)
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            with whole_file(path) as temporary:
+                super().save_checkpoint(checkpoint, str(temporary), storage_options)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
                 raise error.__context__ from None  # torch puts its own in front: what the disk said is what counts
             raise
 
@@ -56,12 +50,3 @@ class RLCheckpointIO(TorchCheckpointIO):
                 f"{path} cannot be read: it is damaged, no checkpoint, or holds more than tensors and plain data. Take "
                 f"another one, or ckpt_path='auto', which takes the newest that is whole. ({error})"
             ) from error
-
-
-def _sync(path: Path) -> None:
-    """Have the file, or the names in a directory, on the disk: else a power cut could leave a name without content."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

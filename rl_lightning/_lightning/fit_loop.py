@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import IntEnum
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,7 @@ class RLFitLoop(_FitLoop):
     epoch_start = 0  # env step
     position = _BETWEEN
     to_resume: dict[str, Any] | None = None
+    resumed_from: Path | None = None
     """The run's state from a checkpoint, until it is put back."""
     in_epoch = False
     transition: Transition | None = None
@@ -209,7 +211,7 @@ class RLFitLoop(_FitLoop):
         self._last_tick_step = self.last_log_step = step
         self.last_log_updates = self.clock.num_updates
         if self.to_resume is not None:
-            restore(self, self.to_resume)
+            restore(self, self.to_resume, self.resumed_from)
 
     def _make_training_step(self, hooks: Hooks) -> Callable[[Batch, int], Any]:
         """What does one learning step: the module's `training_step`, or with `compile=True` a graph of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from rl_lightning.agents import ForeignAgent
+from rl_lightning.memory.row_store import FOLDER
 from rl_lightning.randomness import random_state
-from rl_lightning.types import Transition, tree_map
+from rl_lightning.types import ConfigurationError, Transition, tree_map
 
 if TYPE_CHECKING:
     from rl_lightning._lightning.fit_loop import RLFitLoop
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
 _FORMAT = 1
 
 
-def run_state(trainer: Trainer) -> dict[str, Any] | None:
-    """What it takes to go on from here: tensors and plain data. None before the first `fit`."""
+def run_state(trainer: Trainer, directory: Path | None = None) -> dict[str, Any] | None:
+    """What it takes to go on from here: tensors and plain data. None before the first `fit`.
+
+    Args:
+        trainer: of the run.
+        directory: where the checkpoint goes, and beside it the rows of a large memory. None: it is not known, or not
+            on this machine.
+    """
     if trainer.memory is None:
         return None
     state = trainer.fit_loop.final_state or state_beside_memory(trainer)
-    return {**state, "memory": trainer.memory.state_dict() if _is_saved(trainer) else None}
+    return {**state, "memory": _memory_state(trainer, directory)}
 
 
 def state_beside_memory(trainer: Trainer) -> dict[str, Any]:
@@ -49,22 +57,30 @@ def state_beside_memory(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+FEW_BYTES = 10_000_000
+"""Replay memories that take no more are part of the checkpoint; the rows of larger ones are in files beside it."""
 MOST_BYTES = 500_000_000
-"""Larger memories are not part of checkpoints."""
+"""Where that cannot be, larger ones are left out."""
 
 
-def _is_saved(trainer: Trainer) -> bool:
-    """Whether what the agent learns from is part of checkpoints."""
+def _memory_state(trainer: Trainer, directory: Path | None) -> dict[str, Any] | None:
+    """What the agent learns from; None if it is no part of checkpoints."""
+    memory = trainer.memory
+    assert memory is not None
     if trainer.rl_strategy.learns_elsewhere or isinstance(trainer.lightning_module.agent, ForeignAgent):
-        return False
-    num_bytes = getattr(trainer.memory, "num_bytes", 0)
+        return None
+    num_bytes = getattr(memory, "num_bytes", 0)
+    if num_bytes > FEW_BYTES and trainer.row_store is not None and directory is not None:
+        return trainer.row_store.save(directory) if trainer.is_global_zero else None
     if num_bytes > MOST_BYTES:
         rank_zero_warn(
-            f"The replay memory has {num_bytes:_} bytes, and is left out of checkpoints, as all above {MOST_BYTES:_} "
-            "are: a run that is resumed fills it anew before it learns on."
+            f"The memory has {num_bytes:_} bytes, and is left out of the checkpoint: above {MOST_BYTES:_} only a "
+            "ReplayMemory is saved, and in a directory of this machine. A run that is resumed fills it anew before it "
+            "learns on."
         )
-        return False
-    return True
+        return None
+    state: dict[str, Any] = memory.state_dict()
+    return state
 
 
 def _loop_state(loop: RLFitLoop) -> dict[str, Any]:
@@ -87,13 +103,20 @@ otherwise they follow from the clock and from the intervals, which may have been
 """
 
 
-def restore(loop: RLFitLoop, state: dict[str, Any]) -> None:
-    """Put back what `run_state` gave, once everything is set up; but for the random generators, which come last."""
+def restore(loop: RLFitLoop, state: dict[str, Any], directory: Path | None) -> None:
+    """Put back what `run_state` gave, once everything is set up; but for the random generators, which come last.
+
+    Raises:
+        ConfigurationError: it does not fit, or rows of the memory cannot be read.
+    """
     trainer, saved = loop.trainer, state["loop"]
     agent, memory, strategy = trainer.lightning_module.agent, trainer.memory, trainer.rl_strategy
     assert memory is not None
     if state["memory"] is not None and not strategy.learns_elsewhere:
-        memory.load_state_dict(state["memory"])
+        if "segments" in state["memory"]:
+            _load_rows(trainer, state["memory"], directory)
+        else:
+            memory.load_state_dict(state["memory"])
     _forget_what_came_later(loop, saved)
     agent.load_run_state(state["agent"])
     loop.optimization.load_state_dict(state["optimization"])
@@ -115,6 +138,15 @@ def restore(loop: RLFitLoop, state: dict[str, Any]) -> None:
     loop.last_log_step, loop.last_log_updates = saved["last_log"]
     trainer._logger_connector.publish(state["metrics"])
     trainer._logger_connector._progress_bar_metrics.update(state["progress_bar"])
+
+
+def _load_rows(trainer: Trainer, state: dict[str, Any], directory: Path | None) -> None:
+    if trainer.row_store is None or directory is None:
+        raise ConfigurationError(
+            "The replay memory of this checkpoint is in files beside it, which can be loaded into a ReplayMemory, and "
+            f"from a directory of this machine. Copy the checkpoint and the folder {FOLDER!r} there, side by side."
+        )
+    trainer.row_store.load(state, directory)
 
 
 def _forget_what_came_later(loop: RLFitLoop, saved: dict[str, Any]) -> None:

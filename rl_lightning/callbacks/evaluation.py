@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from rl_lightning.env_module import EnvLike
+from rl_lightning.files import whole_file
 from rl_lightning.types import ConfigurationError, check_counts
 
 if TYPE_CHECKING:
@@ -184,10 +185,9 @@ class ScoreFile:
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         if not self._columns:
             return
-        temporary = self._path.with_suffix(".tmp")
         header = "\t".join(self._columns) + "\n"
-        temporary.write_text("".join([header, *map(self._line, rows)]))
-        temporary.replace(self._path)
+        with whole_file(self._path) as temporary:
+            temporary.write_text("".join([header, *map(self._line, rows)]))
 
 
 def read_scores(path: Path) -> list[dict[str, str]]:

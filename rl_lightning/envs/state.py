@@ -162,6 +162,8 @@ class _Restore:
             now = None
         try:
             value = load(now, path, *parts)
+        except ConfigurationError:
+            raise
         except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise ConfigurationError(f"the env's state does not fit at {_name(path)}: {error}.") from error
         self._done[path] = value

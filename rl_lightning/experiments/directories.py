@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from rl_lightning._lightning import next_multiple
 from rl_lightning.callbacks import BestAgent
 from rl_lightning.callbacks.evaluation import read_scores
+from rl_lightning.files import sync
 from rl_lightning.types import ConfigurationError, check_counts
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def save_agent(trainer: Trainer, directory: Path, score: float | None = None) ->
         if score is not None:
             (fresh / SCORE_FILE).write_text(f"{score!r}\n")
         for path in [*fresh.rglob("*"), fresh]:
-            _sync(path)
+            sync(path)
         _give_name(fresh, directory)
+        trainer.moved_checkpoints(fresh, directory)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 
@@ -75,20 +77,9 @@ def _give_name(fresh: Path, directory: Path) -> None:
         if directory.exists():
             os.replace(directory, _name_meanwhile(directory))
         os.replace(fresh, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     finally:
         _put_back(directory)
-
-
-def _sync(path: Path) -> None:
-    """Have it on disk, or a name could outlive a power cut, and what it names not."""
-    posix = os.name == "posix"  # elsewhere directories cannot be opened, and files only be synced to be written
-    if path.is_file() or (path.is_dir() and posix):
-        descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class AgentDirectories(pl.Callback):

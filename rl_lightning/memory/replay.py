@@ -15,7 +15,6 @@ from rl_lightning.memory.pace import Pace
 from rl_lightning.memory.priorities import Priorities
 from rl_lightning.memory.room import Room
 from rl_lightning.memory.row_files import RowReader, RowWriter
-from rl_lightning.memory.snapshot import Snapshot
 from rl_lightning.memory.table import Table
 from rl_lightning.types import Batch, ConfigurationError, Transition
 
@@ -285,19 +284,23 @@ class ReplayMemory:
 
     @property
     def moment(self) -> tuple[int, int]:
-        """Rows written ever, and times that the last one was changed since: a snapshot is of one moment."""
+        """Rows written ever, and times that the last one was changed: the rows are the same while this is."""
         return self._num_written, self._num_cuts
 
-    def snapshot(self) -> Snapshot:
-        """The memory as it is now; of its rows, checkpoints write only what is new."""
-        state = {**self._state(), "num_envs": self.num_envs}
-        state["table"] = None if self._table is None else self._table.snapshot()
-        return Snapshot(self, state)
+    @property
+    def first_row(self) -> int:
+        """The oldest row that is stored, counted as `moment` counts them."""
+        return self._num_written - self._num_filled
+
+    def snapshot(self) -> dict[str, Any]:
+        """All but the rows, which `write_rows` writes, as tensors and plain data."""
+        table = None if self._table is None else self._table.snapshot()
+        return {**self._state(), "num_envs": self.num_envs, "table": table}
 
     def write_rows(self, rows: RowWriter) -> None:
         """Write some of the rows that are stored."""
         assert self._table is not None
-        assert self._num_written - self._num_filled <= rows.start < rows.stop <= self._num_written
+        assert self.first_row <= rows.start < rows.stop <= self._num_written
         rows.ring(self._valid)
         self._table.write_rows(rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -31,10 +31,17 @@ def _bytes_of(array: Array) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8).reshape(len(array), width)
 
 
+class Sink(Protocol):
+    """What takes bytes."""
+
+    def write(self, data: Any, /) -> Any:
+        """Take some."""
+
+
 class RowWriter:
     """Writes rows `start` to `stop` of a memory, counted ever since it was made."""
 
-    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+    def __init__(self, file: Sink, start: int, stop: int) -> None:
         self._file = file
         self.start, self.stop = start, stop
 

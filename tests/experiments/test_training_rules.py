@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rl_lightning import RLModule, Trainer, experiments
+from rl_lightning import DQN, RLModule, Trainer, experiments
 from rl_lightning.envs import GymEnvModule
 from rl_lightning.experiments import (
     EvaluationHook,
@@ -325,6 +325,23 @@ def test_6_our_own_agents_leave_checkpoints_to_go_on_from(batch, tmp_path):
     trainer = Trainer(max_steps=60, **quiet())
     trainer.fit(small_ppo(), env, ckpt_path=tmp_path / "20_checkpoint/agent.ckpt")
     assert trainer.global_step == 60
+
+
+def test_6_a_large_memory_is_written_once_for_all_directories(tmp_path, monkeypatch):
+    """Each directory has what it needs to go on, wherever it is moved: hard links to the same rows."""
+    monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", 0)
+
+    def agent():
+        return DQN(hidden_sizes=(8,), buffer_size=100, batch_size=4, learning_starts=10)
+
+    train_agent(agent(), GymEnvModule("CartPole-v1"), 90, tmp_path, checkpoint_freq=30)
+    files = {path.parent.parent.name: path for path in sorted(tmp_path.glob("*/memory/rows-0-5-*.npy"))}
+    assert list(files) == ["30_checkpoint", "60_checkpoint", "90_finish"]
+    assert {path.stat().st_ino for path in files.values()} == {files["30_checkpoint"].stat().st_ino}
+    (tmp_path / "60_checkpoint").rename(tmp_path / "moved")
+    trainer = Trainer(max_steps=70, **quiet())
+    trainer.fit(agent(), "CartPole-v1", ckpt_path=tmp_path / "moved" / "agent.ckpt")
+    assert len(trainer.memory) == 70
 
 
 @pytest.mark.parametrize(("steps", "last"), [(6, 6), (7, 9), (8, 9)])

@@ -137,6 +137,20 @@ def test_wherever_it_was_saved(name, hook, step, tmp_path):
     check(tmp_path, AGENTS[name], env_of(name, 1), hook=hook, step=step)
 
 
+@pytest.fixture
+def rows_in_files(monkeypatch):
+    """As if every replay memory were a large one."""
+    monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", 0)
+
+
+@pytest.mark.usefixtures("rows_in_files")
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("name", ["dqn", "rainbow", pytest.param("sac", marks=MORE)])
+def test_memories_whose_rows_are_in_files(name, num_envs, tmp_path):
+    check(tmp_path, AGENTS[name], env_of(name, num_envs), step=270)
+    assert list((tmp_path / "memory").glob("rows-*.npy"))
+
+
 @pytest.mark.parametrize("hook", ["on_env_step", "on_train_batch_end"])
 def test_in_replay_warm_up_and_right_before_the_end(hook, tmp_path):
     check(tmp_path / "early", AGENTS["dqn"], env_of("dqn", 2), hook="on_env_step", step=20)
@@ -159,7 +173,9 @@ def test_mujoco(env_id, num_envs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_atari_with_stacked_frames(tmp_path):
+@pytest.mark.parametrize("few_bytes", [0, 10**9])
+def test_atari_with_stacked_frames(few_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", few_bytes)
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
     agent = partial(DQN, buffer_size=300, batch_size=4, learning_starts=60, update_every=4, updates_per_step=0.25)

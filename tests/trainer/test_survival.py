@@ -19,8 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from rl_lightning import DQN, ConfigurationError, NonFiniteError, Trainer
-from rl_lightning._lightning import checkpoint_io
+from rl_lightning import DQN, ConfigurationError, NonFiniteError, Trainer, files
 from rl_lightning.callbacks import Checkpoint, Evaluation
 from rl_lightning.resume_check import first_difference
 from tests.trainer.helpers import quiet
@@ -112,9 +111,10 @@ warnings.simplefilter("ignore")
 import pytorch_lightning as pl
 from rl_lightning import RLModule, Trainer
 from rl_lightning.callbacks import Checkpoint, Evaluation
+from rl_lightning._lightning import resume
 from tests.trainer.test_resume import AGENTS
 
-root = sys.argv[1]
+root, resume.FEW_BYTES = sys.argv[1], int(sys.argv[2])
 pl.seed_everything(1, verbose=False)
 trainer = Trainer(
     max_steps=3_000,
@@ -128,15 +128,17 @@ trainer = Trainer(
 )
 module = RLModule(AGENTS["dqn"]())
 trainer.fit(module, "CartPole-v1", ckpt_path="auto")
+resume.FEW_BYTES = 10**9
 trainer.save_checkpoint(root + "/end")
 """
 
 
-def train_with_kills(root: Path, num_kills: int, rng: random.Random) -> None:
+def train_with_kills(root: Path, num_kills: int, rng: random.Random, few_bytes: int) -> None:
     """Start again and again what is killed at random moments, until it ends."""
     kills = 0
     while True:
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(root)], cwd=Path(__file__).parents[2])
+        command = [sys.executable, "-c", SCRIPT, str(root), str(few_bytes)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
         deadline = time.monotonic() + 60
         newest = max((file.stat().st_mtime_ns for file in root.glob("*.ckpt")), default=0)
         if kills < num_kills:
@@ -153,11 +155,14 @@ def train_with_kills(root: Path, num_kills: int, rng: random.Random) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("few_bytes", [10**9, 0])
 @pytest.mark.parametrize("num_kills", [pytest.param(4, marks=pytest.mark.ci), 20])
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(num_kills, tmp_path):
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(num_kills, few_bytes, tmp_path):
+    """Also where the rows of the memory are in files of their own."""
     for name, kills in (("straight", 0), ("killed", num_kills)):
         (tmp_path / name).mkdir()
-        train_with_kills(tmp_path / name, kills, random.Random(num_kills))
+        train_with_kills(tmp_path / name, kills, random.Random(num_kills), few_bytes)
+    assert not list(tmp_path.glob("killed/**/.*.tmp"))
     one, other = (torch.load(tmp_path / name / "end", weights_only=True) for name in ("straight", "killed"))
     assert one["global_step"] == 3_000
     for part in ("state_dict", "optimizer_states", "rl_lightning_run"):
@@ -188,6 +193,34 @@ def test_auto_passes_over_what_is_damaged_and_names_it(tmp_path):
     with pytest.warns(UserWarning, match=rf"{newest.name} cannot be read"):
         trainer = fit(tmp_path, Checkpoint(tmp_path), max_steps=310, ckpt_path="auto")
     assert trainer.ckpt_path == str(older)
+
+
+@pytest.mark.parametrize("how", ["missing", "flipped"])
+def test_auto_passes_over_a_checkpoint_whose_rows_are_damaged(how, tmp_path, monkeypatch):
+    monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", 0)
+    fit(tmp_path, Checkpoint(tmp_path, filename="{step}", every_n_train_steps=50, save_top_k=-1))
+    *_, older, newest = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
+    rows = max(tmp_path.glob("memory/rows-*.npy"), key=lambda path: int(path.name.split("-")[2]))
+    data = bytearray(rows.read_bytes())
+    data[-1] ^= 1
+    rows.unlink()
+    if how == "flipped":
+        rows.write_bytes(data)
+    with pytest.warns(UserWarning, match=rf"{rows.name} is (missing|damaged).* An older one"):
+        trainer = fit(tmp_path, Checkpoint(tmp_path), max_steps=310, ckpt_path="auto")
+    assert trainer.ckpt_path == str(older)
+    with pytest.raises(ConfigurationError, match=f"{rows.name} is"):
+        fit(tmp_path, max_steps=310, ckpt_path=newest)
+    assert Trainer(default_root_dir=tmp_path, **quiet()).test(AGENTS["dqn"](), "CartPole-v1", ckpt_path=newest)
+
+
+def test_rows_that_no_checkpoint_needs_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", 0)
+    fit(tmp_path, Checkpoint(tmp_path, every_n_train_steps=50, save_top_k=1, save_last=True), max_steps=1_000)
+    spans = [tuple(map(int, path.name.split("-")[1:3])) for path in tmp_path.glob("memory/rows-*.npy")]
+    assert max(stop for _, stop in spans) == 1_000
+    assert min(stop for _, stop in spans) > 700  # of which the memory keeps 200
+    fit(tmp_path, max_steps=1_010, ckpt_path=tmp_path / "last.ckpt")
 
 
 def damaged(path, how):
@@ -239,7 +272,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(call, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_io.os, call, full)
+    monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match="No space left"):
         trainer = fit(tmp_path, max_steps=80, enable_checkpointing=False)
         trainer.save_checkpoint(tmp_path / "saved.ckpt")
@@ -323,7 +356,8 @@ def test_time_limits_count_across_resumes(tmp_path):
 
 def test_a_memory_that_is_too_large_is_left_out_with_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("rl_lightning._lightning.resume.MOST_BYTES", 1_000)
-    with pytest.warns(UserWarning, match="replay memory has .* bytes, and is left out of checkpoints"):
+    monkeypatch.setattr("rl_lightning._lightning.checkpoint.local_directory", lambda path: None)
+    with pytest.warns(UserWarning, match="The memory has .* bytes, and is left out of the checkpoint"):
         fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=100)
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)["rl_lightning_run"]
     assert saved["memory"] is None

@@ -73,7 +73,7 @@ def test_files_of_what_is_new_give_the_same_memory(
             start = max(saved - 1, num_written - num_rows, 0)  # the row written last may have changed since
             files.append(written(memory, start, num_written))
         saved = num_written
-        fresh = restored(make(**arguments), memory.snapshot().state, files)
+        fresh = restored(make(**arguments), memory.snapshot(), files)
         assert plain(fresh.state_dict()) == plain(memory.state_dict())
         if len(memory):
             assert identical(fresh.sample(), memory.sample())
@@ -81,24 +81,12 @@ def test_files_of_what_is_new_give_the_same_memory(
             memory = fresh
 
 
-def test_a_snapshot_is_good_until_the_memory_changes():
-    memory, envs = make(), Stacks(1, 2, np.random.default_rng(0))
-    memory.add(envs.step())
-    first = memory.snapshot()
-    assert first.is_current
-    memory.cut_episodes()
-    second = memory.snapshot()
-    assert not first.is_current and second.is_current
-    memory.add(envs.step())
-    assert not second.is_current
-
-
 @pytest.mark.parametrize("compact", [False, True])
 def test_files_that_do_not_fit_are_named_and_change_nothing(compact):
     memory, envs = make(compact=compact), Stacks(1, 2, np.random.default_rng(0), share_of_noise=0.5)
     for _ in range(4):
         memory.add(envs.step())
-    state = memory.snapshot().state
+    state = memory.snapshot()
     start, stop, data = written(memory, 0, 4)
     other = make(compact=compact)
     other.add(envs.step())
@@ -115,7 +103,7 @@ def test_files_that_do_not_fit_are_named_and_change_nothing(compact):
 def test_a_row_of_anything_but_numbers_is_refused(field):
     memory = make(compact=False)
     memory.add(Stacks(1, 2, np.random.default_rng(0)).step())
-    state = memory.snapshot().state
+    state = memory.snapshot()
     state["table"]["fields"]["action"] = field
     with pytest.raises(ConfigurationError, match="no row of a memory"):
         restored(make(), state, [])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rl_lightning.agents import Agent, ForeignAgent, as_agent
+from rl_lightning.checkpoint_file import read_checkpoint
 from rl_lightning.envs.spaces import space_from_dict, space_to_dict
 from rl_lightning.evaluation import EpisodeResult
 from rl_lightning.memory import Memory
@@ -133,14 +134,15 @@ class RLModule(pl.LightningModule):
         """Rebuild the module from a checkpoint, with no env at hand. Runs no code from the file.
 
         Args:
-            checkpoint_path: written by a Trainer of this library.
+            checkpoint_path: written by a Trainer of this library; a path, a URL, or a file of bytes.
             map_location: where its tensors go.
             agent: a fresh agent to load into, for a class whose arguments are not plain data.
             strict: whether the weights' names must match exactly.
         Raises:
-            ConfigurationError: not such a checkpoint, or its agent class is not known here.
+            FileNotFoundError: there is none.
+            ConfigurationError: not such a checkpoint, or damaged, or its agent class is not known here.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
         if CHECKPOINT_KEY not in checkpoint:
             raise ConfigurationError(f"{checkpoint_path} is no rl_lightning checkpoint: it has no agent description.")
         saved = checkpoint[CHECKPOINT_KEY]

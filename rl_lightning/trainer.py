@@ -478,8 +478,12 @@ class Trainer(pl.Trainer):
         failed = isinstance(error, NonFiniteError) and self.fit_loop.position == _lightning.Position.LEARNING
         if self.checkpoint_callbacks and not (self.fast_dev_run or others or failed):
             path = self._checkpoint_directory / "except.ckpt"
-            self.save_checkpoint(path)
-            rank_zero_warn(f"Training ended early. What was learned is in {path}")
+            try:
+                self.save_checkpoint(path)
+            except OSError as second:  # what ended training is what must be raised
+                rank_zero_warn(f"Training ended early, and what was learned could not be saved in {path}: {second}")
+            else:
+                rank_zero_warn(f"Training ended early. What was learned is in {path}")
 
     def save_on_request(self) -> None:
         """After a signal that asks for it: save, and go on."""

@@ -23,6 +23,7 @@ LAYERS = (
         "nn",
         "optim",
         "clipping",
+        "denormals",
         "metrics",
         "randomness",
         "workers",

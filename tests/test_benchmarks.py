@@ -71,6 +71,13 @@ def test_growth():
 
 @pytest.mark.slow
 @pytest.mark.ci
+def test_checkpoints():
+    printed = run("benchmarks.checkpoints", "--stored=150000", "--new=100", "--repeats=1")
+    assert "ours, new rows" in printed and "a run of" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_startup():
     assert "fit to first env step, DQN" in run("benchmarks.startup", "--repeats=1")
 

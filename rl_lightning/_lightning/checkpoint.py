@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,6 +166,18 @@ class CrossingCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         finally:
             self._every_n_train_steps = every
+
+    @staticmethod
+    def _link_checkpoint(trainer: Any, filepath: str, linkpath: str) -> None:
+        """Let the link lead to the newer file at once: Lightning's own is away for a moment."""
+        fresh = Path(linkpath).with_name(f".{Path(linkpath).name}.link")
+        if trainer.is_global_zero and Path(linkpath).is_symlink():
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(os.path.relpath(filepath, fresh.parent))
+            os.replace(fresh, linkpath)
+            trainer.strategy.barrier()
+        else:
+            ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath)
 
 
 def saves_every_n_steps(checkpoint: ModelCheckpoint) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from rl_lightning.checkpoint_file import read_checkpoint
 from rl_lightning.files import remove_leftovers, whole_file
-from rl_lightning.types import ConfigurationError
 
 
 class RLCheckpointIO(TorchCheckpointIO):
@@ -35,18 +34,5 @@ class RLCheckpointIO(TorchCheckpointIO):
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """
-        Raises:
-            ConfigurationError: the file is damaged, no checkpoint, or holds more than tensors and plain data.
-        """
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # it is an error at once
-                return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
-            raise
-        except Exception as error:  # torch raises whatever the bytes lead it to
-            raise ConfigurationError(
-                f"{path} cannot be read: it is damaged, no checkpoint, or holds more than tensors and plain data. Take "
-                f"another one, or ckpt_path='auto', which takes the newest that is whole. ({error})"
-            ) from error
+        checkpoint: dict[str, Any] = read_checkpoint(path, map_location, weights_only=weights_only is not False)
+        return checkpoint

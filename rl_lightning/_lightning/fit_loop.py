@@ -28,6 +28,7 @@ from rl_lightning._lightning.evaluation_loops import RLEvaluationLoop
 from rl_lightning._lightning.hooks import Hooks
 from rl_lightning._lightning.resume import restore, state_beside_memory
 from rl_lightning.agents import ForeignAgent
+from rl_lightning.denormals import without_denormals
 from rl_lightning.metrics import Means
 from rl_lightning.optimization import Optimization
 from rl_lightning.randomness import set_random_state
@@ -191,7 +192,7 @@ class RLFitLoop(_FitLoop):
         self._on_tick = hooks.bind("on_tick")
         self.optimization = Optimization(trainer, hooks)
         trainer.lightning_module.__dict__["optimize"] = self.optimization
-        self._training_step = self._make_training_step(hooks)
+        self._training_step = without_denormals(self._make_training_step(hooks))
         self._convert = self._batch_conversion(hooks)
         self._context = _training_context(trainer.precision_plugin)
         self._world_size = trainer.world_size

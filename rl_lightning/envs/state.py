@@ -164,7 +164,7 @@ class _Restore:
             value = load(now, path, *parts)
         except ConfigurationError:
             raise
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, SystemError) as error:
             raise ConfigurationError(f"the env's state does not fit at {_name(path)}: {error}.") from error
         self._done[path] = value
         if kind in _HELD:

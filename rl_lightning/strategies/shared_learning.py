@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.utils import clip_grad_value_
 
 from rl_lightning.agents import Agent, ForeignAgent, as_agent
 from rl_lightning.clipping import clip_gradients
+from rl_lightning.denormals import without_denormals
 from rl_lightning.metrics import Means
 from rl_lightning.optim import PackedOptimizer
 from rl_lightning.strategies.crew import Crew
@@ -100,6 +102,8 @@ class _Learner(_Sharer):
         self._means, self._num_updates, self._loss = Means(), 0, float("nan")
         self._seen_updates = int(self._block["num_updates"].sum())
         self._graph = self._make_graph() if job.compile else None
+        eagerly = partial(agent.update, step=self._step)
+        self._update = without_denormals(eagerly if self._graph is None else self._learn_compiled)
 
     def _make_graph(self) -> LearningGraph:
         """What learns on the shared parameters themselves, in one go from first reading to last writing."""
@@ -129,7 +133,7 @@ class _Learner(_Sharer):
         if rates != self._rates:
             self._rates = rates
             self._shared.set_learning_rates(rates)
-        metrics = self.agent.update(batch, self._step) if self._graph is None else self._learn_compiled(batch)
+        metrics = self._update(batch)
         counts[self.number] += 1
         self._seen_updates = int(counts.sum())
         self._num_updates += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,12 @@ class Replay(NamedTuple):
         add: adds the i-th transition: one env's, as it comes from `step`.
         sample: draws `BATCH` transitions, as tensors where the library makes tensors of them; by priority, it then
             sets their priorities.
+        save: writes all of it to a file, as the library does; None where nobody asks.
     """
 
     add: Callable[[int], object]
     sample: Callable[[], object]
+    save: Callable[[Path], object] | None = None
 
 
 class Source:
@@ -90,6 +93,7 @@ def tight(capacity: int) -> Replay:
 def sb3(capacity: int) -> Replay:
     from gymnasium import spaces
     from stable_baselines3.common.buffers import ReplayBuffer
+    from stable_baselines3.common.save_util import save_to_pkl
 
     source = Source()
     box = [spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in (NUM_OBS, NUM_ACTIONS)]
@@ -101,7 +105,7 @@ def sb3(capacity: int) -> Replay:
         after = source.obs[i % source.num + 1 : i % source.num + 2]
         memory.add(source.obs[row], after, source.action[row], source.reward[row], source.terminated[row], infos)
 
-    return Replay(add, lambda: memory.sample(BATCH))
+    return Replay(add, lambda: memory.sample(BATCH), lambda path: save_to_pkl(path, memory))
 
 
 def pfrl(capacity: int, *, alpha: float = 0.0) -> Replay:
@@ -125,7 +129,7 @@ def pfrl(capacity: int, *, alpha: float = 0.0) -> Replay:
         if alpha:
             memory.update_errors(next(error).abs().tolist())
 
-    return Replay(add, sample)
+    return Replay(add, sample, memory.save)
 
 
 def tianshou(capacity: int, *, alpha: float = 0.0) -> Replay:

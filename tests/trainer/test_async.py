@@ -1,5 +1,6 @@
 """Asynchronous training: several processes, one clock, one agent, and nothing left behind."""
 
+import copy
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from rl_lightning import A2C, DDPG, PPO, SAC, TD3, TRPO, ConfigurationError, RLM
 from rl_lightning.callbacks import BestAgent, Checkpoint, Evaluation, LinearInterpolation, RunRecord, StepHooks
 from rl_lightning.envs import GymEnvModule
 from rl_lightning.nn import UniformWarmUp
+from rl_lightning.resume_check import first_difference
 from rl_lightning.strategies import AsyncStrategy
 from tests.trainer.helpers import quiet, small_dqn
 
@@ -205,6 +207,34 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
     assert sum(trainer.rl_strategy.worker_steps) == trainer.global_step - first.global_step
     state = trainer.optimizers[0].state_dict()["state"]
     assert all(entry["step"].item() == pytest.approx(trainer.num_updates, rel=0.05) for entry in state.values())
+
+
+@pytest.mark.parametrize("mode", ["shared", "actor_learner"])
+def test_a_checkpoint_saved_while_no_worker_acts_brings_back_all_that_is_in_the_parent(mode, tmp_path):
+    def state(trainer):
+        return {
+            "weights": {k: v for k, v in weights(trainer.lightning_module.agent).items() if k != "epsilon"},
+            "optimizers": copy.deepcopy([optimizer.state_dict() for optimizer in trainer.optimizers]),
+            "counts": [trainer.global_step, trainer.num_updates],
+            "seed": trainer.seed,
+            "memory": trainer.memory.state_dict() if mode == "actor_learner" else None,
+        }
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            self.seen = state(trainer)
+
+    first = fit(small_dqn(buffer_size=1_000), AsyncStrategy(2, mode=mode), max_steps=600)
+    saved = state(first)
+    first.save_checkpoint(tmp_path / "saved.ckpt")
+    look = Look()
+    resumed = Trainer(max_steps=800, strategy=AsyncStrategy(2, mode=mode), **quiet(look))
+    resumed.fit(small_dqn(buffer_size=1_000), CARTPOLE, ckpt_path=tmp_path / "saved.ckpt")
+    if mode == "actor_learner":  # what the workers were in the middle of is cut off
+        rows = saved["memory"]["table"]["rows"]
+        rows["truncated"][-1] |= ~rows["terminated"][-1]
+    assert first_difference(saved, look.seen) is None
+    assert resumed.rl_strategy.seeds != first.rl_strategy.seeds
 
 
 def test_the_policy_lag_is_measured_and_bounded():
@@ -500,6 +530,7 @@ import pytorch_lightning as pl
 from rl_lightning import A2C, Trainer
 from rl_lightning.callbacks import Checkpoint, Evaluation
 from rl_lightning.nn import UniformWarmUp
+from rl_lightning.resume_check import first_difference
 from rl_lightning.strategies import AsyncStrategy
 
 class Slow(gym.Wrapper):

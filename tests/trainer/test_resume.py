@@ -162,32 +162,60 @@ def test_schedules_accumulated_gradients_and_short_epochs(tmp_path):
     check(tmp_path / "2", AGENTS["ppo"], env_of("ppo", 2), limit_train_batches=5)
 
 
-@pytest.mark.slow
-@pytest.mark.ci
+IN_CI = {"td3", "ppo", "dqn"}
+
+
+def some_in_ci(*names):
+    return [pytest.param(name, marks=MORE if name.split(",")[0] in IN_CI else pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize("num_envs", [1, 2])
-@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5"])
-def test_mujoco(env_id, num_envs, tmp_path):
-    pytest.importorskip("mujoco")
-    check(tmp_path, AGENTS["td3"], lambda: GymEnvModule(env_id, num_envs=num_envs))
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "HalfCheetah-v5", "Hopper-v5"])
+@pytest.mark.parametrize("name", some_in_ci("ppo", "a2c", "trpo", "reinforce", "sac", "td3", "ddpg"))
+def test_continuous_control(name, env_id, num_envs, tmp_path):
+    if env_id != "Pendulum-v1":
+        pytest.importorskip("mujoco")
+    check(tmp_path, AGENTS[name], lambda: GymEnvModule(env_id, num_envs=num_envs))
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("few_bytes", [0, 10**9])
-def test_atari_with_stacked_frames(few_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", few_bytes)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_sac_with_discrete_actions(num_envs, tmp_path):
+    check(tmp_path, AGENTS["sac"], lambda: GymEnvModule("CartPole-v1", num_envs=num_envs))
+
+
+PIXELS = {"buffer_size": 300, "batch_size": 4, "learning_starts": 60, "update_every": 4, "updates_per_step": 0.25}
+FROM_PIXELS = {
+    "ppo": partial(PPO, num_steps=16, num_epochs=1, num_minibatches=2),
+    "a2c": A2C,
+    "trpo": partial(TRPO, num_steps=16),
+    "reinforce": partial(REINFORCE, num_episodes=2),
+    "dqn": partial(DQN, **PIXELS),
+    "rainbow": partial(DQN, prioritized=True, noisy=True, num_steps=3, **PIXELS),
+    "sac": partial(SAC, **PIXELS),
+}
+REPLAYING = ("dqn", "rainbow", "sac")
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize("name", some_in_ci(*FROM_PIXELS, *(f"{name}, rows in files" for name in REPLAYING)))
+def test_atari_with_stacked_frames(name, num_envs, tmp_path, monkeypatch):
+    name, *in_files = name.split(", ")
+    if in_files:
+        monkeypatch.setattr("rl_lightning._lightning.resume.FEW_BYTES", 0)
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    agent = partial(DQN, buffer_size=300, batch_size=4, learning_starts=60, update_every=4, updates_per_step=0.25)
     wrappers = [
         partial(gym.wrappers.AtariPreprocessing, frame_skip=4, noop_max=10),
         partial(gym.wrappers.FrameStackObservation, stack_size=4),
     ]
 
     def env():
-        return GymEnvModule("ALE/Pong-v5", env_kwargs={"frameskip": 1}, wrappers=wrappers, max_episode_len=90)
+        return GymEnvModule(
+            "ALE/Pong-v5", num_envs=num_envs, env_kwargs={"frameskip": 1}, wrappers=wrappers, max_episode_len=90
+        )
 
-    check(tmp_path, agent, env, step=120, max_steps=200)
+    check(tmp_path, FROM_PIXELS[name], env, step=120, max_steps=200)
 
 
 @pytest.mark.parametrize("vectorization", ["async", "vector_entry_point"])

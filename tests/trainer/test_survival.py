@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from rl_lightning import DQN, ConfigurationError, NonFiniteError, Trainer, files
+from rl_lightning import DQN, ConfigurationError, NonFiniteError, RLModule, Trainer, files
 from rl_lightning.callbacks import Checkpoint, Evaluation
+from rl_lightning.checkpoint_file import read_checkpoint
 from rl_lightning.resume_check import first_difference
 from tests.trainer.helpers import quiet
 from tests.trainer.test_resume import AGENTS, final
@@ -225,16 +230,67 @@ def test_rows_that_no_checkpoint_needs_are_removed(tmp_path, monkeypatch):
 
 def damaged(path, how):
     data = path.read_bytes()
-    return {"truncated": data[: len(data) // 2], "text": b"this is no checkpoint", "empty": b""}[how]
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    return {"truncated": data[:middle], "flipped": flipped, "text": b"this is no checkpoint", "empty": b""}[how]
 
 
-@pytest.mark.parametrize("how", ["truncated", "text", "empty"])
+@pytest.mark.parametrize("how", ["truncated", "flipped", "text", "empty"])
 def test_a_damaged_checkpoint_is_named(how, tmp_path):
     fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=60)
     path = tmp_path / "saved.ckpt"
     path.write_bytes(damaged(path, how))
     with pytest.raises(ConfigurationError, match=r"saved\.ckpt cannot be read: it is damaged"):
         fit(tmp_path, max_steps=80, ckpt_path=path)
+    with pytest.raises(ConfigurationError, match=r"saved\.ckpt cannot be read: it is damaged"):
+        RLModule.load_from_checkpoint(path)
+
+
+def test_every_flipped_bit_is_found_out_or_changes_nothing():
+    good = {"weights": torch.randn(500), "counts": {"steps": list(range(50)), "name": "x" * 200}}
+    file = io.BytesIO()
+    torch.save(good, file)
+    data, rng, num_found = file.getvalue(), random.Random(0), 0
+    for _ in range(500):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            read = read_checkpoint(io.BytesIO(flipped))
+        except ConfigurationError:
+            num_found += 1
+        else:
+            assert first_difference(good, read) is None
+    assert num_found > 300
+
+
+def test_a_checkpoint_is_read_from_where_the_web_has_it_now(tmp_path):
+    """A file of the same name that was read before does not count."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/saved.ckpt"
+        for steps in (60, 80):
+            trained = fit(tmp_path / "run", max_steps=steps)
+            trained.save_checkpoint(tmp_path / "saved.ckpt")
+            weights = RLModule.load_from_checkpoint(url).state_dict()
+            assert first_difference(weights, trained.lightning_module.state_dict()) is None
+        assert fit(tmp_path / "run", max_steps=90, ckpt_path=url).global_step == 90
+        (tmp_path / "saved.ckpt").write_bytes(pickle.dumps(Hostile(f"touch {tmp_path / 'trace'}")))
+        with pytest.raises(ConfigurationError, match="holds more than tensors and plain data"):
+            fit(tmp_path / "run", max_steps=90, ckpt_path=url)
+        server.shutdown()
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_link_to_the_last_checkpoint_is_never_away(tmp_path, monkeypatch):
+    removed = []
+    remove = os.remove
+    monkeypatch.setattr(os, "remove", lambda path: (removed.append(Path(path).name), remove(path)))
+    saving = Checkpoint(tmp_path, filename="{step}", every_n_train_steps=50, save_top_k=1, save_last="link")
+    fit(tmp_path, saving)
+    assert (tmp_path / "last.ckpt").is_symlink()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 300
+    assert "last.ckpt" not in removed
 
 
 class Hostile:
@@ -278,6 +334,38 @@ def test_a_full_disk_leaves_the_older_checkpoint(call, tmp_path, monkeypatch):
         trainer.save_checkpoint(tmp_path / "saved.ckpt")
     assert (tmp_path / "saved.ckpt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved.ckpt"]
+
+
+def test_a_disk_that_is_full_ends_training_with_what_the_disk_said(tmp_path, monkeypatch):
+    """The older checkpoint is whole, and training goes on from it once there is room."""
+
+    class Fills(pl.Callback):
+        def on_env_step_end(self, trainer, module, transition):
+            if trainer.global_step == 120:
+                monkeypatch.setattr(files.os, "fsync", full)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saving = partial(Checkpoint, tmp_path, filename="{step}", every_n_train_steps=50, save_top_k=-1)
+    with pytest.raises(OSError, match="No space left"), pytest.warns(UserWarning, match="could not be saved"):
+        fit(tmp_path, Fills(), saving())
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=52.ckpt", "step=100.ckpt"}
+    assert fit(tmp_path, saving(), ckpt_path="auto").ckpt_path == str(tmp_path / "step=100.ckpt")
+
+
+class FailingLogger(CSVLogger):
+    def log_metrics(self, metrics, step=None):
+        if step is not None and step >= 120:
+            raise ConnectionError("the logger's server is gone")
+        super().log_metrics(metrics, step)
+
+
+def test_a_logger_that_fails_ends_training_with_a_checkpoint(tmp_path):
+    with pytest.raises(ConnectionError, match="server is gone"):
+        fit(tmp_path, Checkpoint(tmp_path), logger=FailingLogger(tmp_path), log_every_n_steps=20)
+    assert fit(tmp_path, max_steps=200, ckpt_path=tmp_path / "except.ckpt").global_step == 200
 
 
 class Fails(gym.Wrapper):

@@ -41,7 +41,7 @@ def read_checkpoint(source: str | Path | IO[bytes], map_location: Any = None, *,
 
 
 def _check_sums(file: str | Path | IO[bytes]) -> None:
-    """Raise ValueError if a part is not as it was written: torch itself reads nine in ten flipped bits without a word."""
+    """Raise ValueError if a part is not as it was written: torch by itself reads nine of ten flipped bits."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from rl_lightning.checkpoint_file import read_checkpoint
 from rl_lightning.types import ConfigurationError
 
 if TYPE_CHECKING:
@@ -108,5 +109,9 @@ class BestAgent(Checkpoint):
         if not path.is_file():
             return  # the run was moved: its best agent is out of reach, and cannot be overwritten
         # the run may have gone on after this checkpoint, and saved a better agent still
-        saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][self.state_key]
+        try:
+            saved = read_checkpoint(path, map_location="cpu")["callbacks"][self.state_key]
+        except ConfigurationError as error:
+            rank_zero_warn(f"The best agent so far is lost: {error}")
+            return
         self.best_model_path, self.best_model_score = str(path), saved["best_model_score"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -275,3 +276,20 @@ def test_the_best_agent_and_its_score_are_kept(tmp_path):
     resumed = Trainer(max_steps=301, callbacks=callbacks(), **arguments)
     resumed.fit(AGENTS["dqn"](), "CartPole-v1", ckpt_path=sorted(tmp_path.glob("*step=*"))[-1])
     assert best(resumed) >= score
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_best_agent_that_is_damaged_does_not_keep_the_run_from_going_on(tmp_path):
+    def run(max_steps, ckpt_path=None):
+        best = BestAgent(dirpath=tmp_path)
+        saving = Checkpoint(tmp_path, filename="last")
+        arguments = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        trainer = Trainer(max_steps=max_steps, callbacks=[Evaluation(1, every_n_steps=50), best, saving], **arguments)
+        trainer.fit(AGENTS["dqn"](), "CartPole-v1", ckpt_path=ckpt_path)
+        return Path(best.best_model_path)
+
+    path = run(100)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=rf"The best agent so far is lost: .*{path.name} cannot be read"):
+        later = run(150, tmp_path / "last.ckpt")
+    assert later.is_file()

@@ -176,7 +176,7 @@ def some_in_ci(*names):
 def test_continuous_control(name, env_id, num_envs, tmp_path):
     if env_id != "Pendulum-v1":
         pytest.importorskip("mujoco")
-    check(tmp_path, AGENTS[name], lambda: GymEnvModule(env_id, num_envs=num_envs))
+    check(tmp_path, AGENTS[name], lambda: GymEnvModule(env_id, num_envs=num_envs, max_episode_len=45))
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ class RowStore:
         first = max(state["num_written"] - state["num_rows"], 0)
         memory.restore(state, _readers(segments, directory, first))
         self._segments, self._moment = segments, memory.moment
+        self._written |= {segment.name for segment in segments}  # the run is the same
         self._go_home(directory)
 
     def moved(self, old: Path, new: Path) -> None:

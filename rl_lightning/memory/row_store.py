@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from rl_lightning.files import remove_leftovers, whole_file
+from rl_lightning.files import remove_leftovers, sync, whole_file
 from rl_lightning.memory.row_files import RowReader, RowWriter
 from rl_lightning.types import ConfigurationError
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 FOLDER = "memory"
 """Where the files are, beside the checkpoints."""
 SHORTEST, LONGEST = 100, 20
-"""A file has at least this part of the memory's rows, or it is written anew with what follows, and at most that."""
+"""A file has at least a hundredth of the rows that the memory holds, or it is written anew with what follows; and at
+most a twentieth.
+"""
 _MOST_HOMES = 4
 _GRACE_S = 3600
 """Files of other processes are younger where the checkpoint that names them may be yet to come."""
@@ -67,7 +69,7 @@ class RowStore:
         state = memory.snapshot()
         stop, first = memory.moment[0], memory.first_row
         kept = [segment for segment in self._segments if segment.stop > first]
-        if not all(self._is_in(folder, segment) for segment in kept):
+        if not self._are_in(folder, kept):
             kept = []
         if memory.moment != self._moment:
             # the row written last may have changed since, and what is short grows
@@ -78,8 +80,7 @@ class RowStore:
             while kept and kept[-1].start >= start:
                 kept.pop()
             longest = max(memory.num_rows // LONGEST, 1)
-            for begin in range(start, stop, longest):
-                kept.append(self._write(folder, begin, min(begin + longest, stop)))
+            kept += self._write_all(folder, [(k, min(k + longest, stop)) for k in range(start, stop, longest)])
         self._segments, self._moment = kept, memory.moment
         self._go_home(directory)
         return {**state, "segments": [list(segment) for segment in kept]}
@@ -133,19 +134,32 @@ class RowStore:
             self._needed[path] = which, {segment.name for segment in segments}
         return self._needed[path][1]
 
-    def _is_in(self, folder: Path, segment: Segment) -> bool:
-        """Whether the folder has the file, if need be from now on."""
-        if _has(folder, segment):
+    def _are_in(self, folder: Path, segments: list[Segment]) -> bool:
+        """Whether the folder has all of these files, if need be from now on."""
+        missing = [segment for segment in segments if not _has(folder, segment)]
+        if not missing:
             return True
-        for home in reversed(self._homes):
-            if _has(home / FOLDER, segment):
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(home / FOLDER / segment.name, folder / segment.name)
-                except OSError:  # another file system, or one without links
-                    return False
-                return True
-        return False
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for segment in missing:
+                home = next(home for home in reversed(self._homes) if _has(home / FOLDER, segment))
+                os.link(home / FOLDER / segment.name, folder / segment.name)
+            sync(folder)
+        except (StopIteration, OSError):  # it is nowhere, or on another file system, or on one without links
+            return False
+        return True
+
+    def _write_all(self, folder: Path, spans: list[tuple[int, int]]) -> list[Segment]:
+        """All of them, or none."""
+        written: list[Segment] = []
+        try:
+            for start, stop in spans:
+                written.append(self._write(folder, start, stop))
+        except BaseException:
+            for segment in written:
+                (folder / segment.name).unlink(missing_ok=True)
+            raise
+        return written
 
     def _write(self, folder: Path, start: int, stop: int) -> Segment:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,14 +218,15 @@ def _segments_of(state: dict[str, Any]) -> list[Segment]:
             Segment(int(start), int(stop), int(token), int(num_bytes), str(sha256))
             for start, stop, token, num_bytes, sha256 in state["segments"]
         ]
-    except (TypeError, ValueError) as error:
+        num_written, num_rows = int(state["num_written"]), int(state["num_rows"])
+    except (TypeError, ValueError, KeyError) as error:
         raise ConfigurationError(f"the checkpoint names no files that its memory could be in ({error}).") from error
-    first = max(state["num_written"] - state["num_rows"], 0)
+    first = max(num_written - num_rows, 0)
     for segment in segments:
         if not 0 <= segment.start <= first < segment.stop:
             raise ConfigurationError(f"the memory saved has nothing for its row {first}.")
         first = segment.stop
-    if first != state["num_written"]:
+    if first != num_written:
         raise ConfigurationError(f"the memory saved has nothing for its row {first}.")
     return segments
 

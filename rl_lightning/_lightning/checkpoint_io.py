@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from rl_lightning.checkpoint_file import read_checkpoint
@@ -12,7 +13,7 @@ from rl_lightning.files import remove_leftovers, whole_file
 
 
 class RLCheckpointIO(TorchCheckpointIO):
-    """Lightning's files, as `whole_file` makes them."""
+    """Lightning's files, as `whole_file` makes them, and without a copy in the directory for temporary files."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """
@@ -26,8 +27,8 @@ class RLCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         try:
-            with whole_file(path) as temporary:
-                super().save_checkpoint(checkpoint, str(temporary), storage_options)
+            with whole_file(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None  # torch puts its own in front: what the disk said is what counts

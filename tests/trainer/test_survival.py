@@ -20,13 +20,14 @@ import gymnasium as gym
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from rl_lightning import DQN, ConfigurationError, NonFiniteError, RLModule, Trainer, files
 from rl_lightning.callbacks import Checkpoint, Evaluation
 from rl_lightning.checkpoint_file import read_checkpoint
 from rl_lightning.resume_check import first_difference
+from rl_lightning.testing import FullDisk
 from tests.trainer.helpers import quiet
 from tests.trainer.test_resume import AGENTS, final
 
@@ -366,6 +367,25 @@ def test_a_logger_that_fails_ends_training_with_a_checkpoint(tmp_path):
     with pytest.raises(ConnectionError, match="server is gone"):
         fit(tmp_path, Checkpoint(tmp_path), logger=FailingLogger(tmp_path), log_every_n_steps=20)
     assert fit(tmp_path, max_steps=200, ckpt_path=tmp_path / "except.ckpt").global_step == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_a_logger_whose_disk_is_full_ends_training_with_what_the_disk_said(logger, tmp_path):
+    (tmp_path / "logs").mkdir()
+    disk = FullDisk(tmp_path / "logs")
+
+    class Fills(pl.Callback):
+        def on_env_step_end(self, trainer, module, transition):
+            if trainer.global_step == 110:
+                disk.__enter__()
+
+    try:
+        with pytest.raises(OSError, match=r"No space left on device.*version_0"):
+            fit(tmp_path, Fills(), Checkpoint(tmp_path), logger=logger(tmp_path / "logs"), log_every_n_steps=20)
+    finally:
+        disk.__exit__()
+    assert torch.load(tmp_path / "except.ckpt", weights_only=True)["global_step"] == 120
 
 
 class Fails(gym.Wrapper):

@@ -48,7 +48,8 @@ def save_agent(trainer: Trainer, directory: Path, score: float | None = None) ->
         for path in [*fresh.rglob("*"), fresh]:
             sync(path)
         _give_name(fresh, directory)
-        trainer.moved_checkpoints(fresh, directory)
+        if not hasattr(agent, "save"):
+            trainer.moved_checkpoints(fresh, directory)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 

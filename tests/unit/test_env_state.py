@@ -170,7 +170,7 @@ def test_an_env_that_was_made_otherwise_is_refused():
     saved = capture(wrappers.TimeLimit(gym.make("CartPole-v1"), 10))
     with pytest.raises(ConfigurationError, match=r"state at env is of .*TimeLimit, and this env has .*ClipReward"):
         restore(wrappers.ClipReward(gym.make("CartPole-v1"), -1, 1), saved)
-    with pytest.raises(ConfigurationError, match=r"^the env's state at env\.env is of .*PassiveEnvChecker"):
+    with pytest.raises(ConfigurationError, match=r"^the env's state at env\.env is of .*TimeLimit, and .*CartPoleEnv"):
         restore(wrappers.TimeLimit(gym.make("CartPole-v1", disable_env_checker=True).env.env, 10), saved)
 
 

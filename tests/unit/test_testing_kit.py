@@ -154,6 +154,7 @@ def test_a_run_whose_env_is_replaced_goes_on_and_counts_each_step_once(tmp_path)
     assert trainer.num_updates > 0
 
 
+@pytest.mark.filterwarnings("ignore:Training ended early")
 def test_a_full_disk_ends_the_run_and_leaves_no_half_checkpoint(tmp_path):
     checkpoint = Checkpoint(dirpath=tmp_path / "full", every_n_train_steps=16)
     with pytest.raises(OSError, match="No space left on device"), FullDisk(tmp_path / "full"):

@@ -114,13 +114,15 @@ class RowStore:
             return
         remove_leftovers(folder)
         needed = {segment.name for segment in self._segments}  # their checkpoint may be on its way
-        for path in directory.iterdir():
-            if path.is_file() and not path.name.startswith("."):
-                needed |= self._needed_by(path, memory_in)
+        files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+        for path in files:
+            needed |= self._needed_by(path, memory_in)
+        self._needed = {path: self._needed[path] for path in files}
         old = time.time() - _GRACE_S
         for file in folder.glob("rows-*.npy"):
             if file.name not in needed and (file.name in self._written or file.stat().st_mtime < old):
                 file.unlink(missing_ok=True)
+                self._written.discard(file.name)
 
     def _needed_by(self, path: Path, memory_in: Callable[[Path], dict[str, Any]]) -> set[str]:
         found = path.stat()

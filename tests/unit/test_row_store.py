@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from pathlib import Path
 
@@ -152,6 +153,18 @@ def test_files_that_are_not_as_they_were_written_are_named(how, tmp_path):
     with pytest.raises(ConfigurationError, match=file.name):
         check_rows(checkpoints.read(tmp_path / "a.ckpt"), tmp_path)
     assert plain(other.state_dict()) == before
+
+
+def test_what_is_known_of_files_that_are_gone_is_forgotten(tmp_path):
+    memory, envs = filled(50, 60)
+    store, checkpoints = RowStore(memory), Checkpoints()
+    sizes = []
+    for number in range(60):
+        add(memory, envs, 2)
+        checkpoints.save(store, tmp_path / f"{number}.ckpt")
+        (tmp_path / f"{number - 1}.ckpt").unlink(missing_ok=True)
+        sizes.append(len(pickle.dumps([store._needed, store._written, store._homes, store._segments])))
+    assert max(sizes[40:]) <= max(sizes[20:40])
 
 
 def test_what_is_missing_is_written_again(tmp_path):

@@ -30,8 +30,8 @@ QUICK = ("ours", "tight loop", "gymnasium", "PFRL", "SB3")
         ({"ppo_cartpole": 1_024, "idle_cartpole": 500, "idle_vector": 100, "evaluation_cartpole": 3}, QUICK),
         ({"dqn_cartpole": 300, "replay_sample": 10, "replay_add": 1_000}, QUICK),
         ({"prioritized_sample": 10, "prioritized_step": 10, "prioritized_add": 1_000}, QUICK),
-        ({"a2c_cartpole": 1_600}, ()),
-        ({"sac_pendulum": 270, "td3_pendulum": 270}, QUICK),
+        pytest.param({"a2c_cartpole": 1_600}, (), marks=[pytest.mark.slow, pytest.mark.ci]),
+        pytest.param({"sac_pendulum": 270, "td3_pendulum": 270}, QUICK, marks=[pytest.mark.slow, pytest.mark.ci]),
         pytest.param({"a3c_cartpole": 1_000, "async_workers": 50}, (), marks=[pytest.mark.slow, pytest.mark.ci]),
     ],
     ids=["ppo", "dqn", "prioritized", "a2c", "pendulum", "async"],
@@ -50,11 +50,15 @@ def test_the_runner(works, only, tmp_path, monkeypatch):
         assert all(speed > 0 for speed in result["medians"].values())
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_envs_in_processes():
     printed = run("benchmarks", "subprocess_envs=20", "--repeats=1")
     assert "ours, 2 processes" in printed and "gymnasium" in printed
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_bytes_of_a_transition():
     """A row of the memory is what was stored, and little more."""
     printed = run("benchmarks.replay_bytes", "--transitions=100000", "--only", "ours", "PFRL")
@@ -105,6 +109,8 @@ def test_side_by_side(tmp_path):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
 def test_the_runner_on_pong(tmp_path):
     arguments = ["--repeats=1", "--only", "ours", "ours, ALE's vector env", "PFRL"]

@@ -42,7 +42,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("agent", "num_updates"), [("small_ppo(normalize_obs=True)", 40), ("TRPO(num_steps=8, normalize_obs=True)", 10)]
+    ("agent", "num_updates"),
+    [
+        ("small_ppo(normalize_obs=True)", 40),
+        pytest.param("TRPO(num_steps=8, normalize_obs=True)", 10, marks=[pytest.mark.slow, pytest.mark.ci]),
+    ],
 )
 def test_two_ranks_learn_the_same_weights_from_different_episodes(agent, num_updates, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(agent=agent))

@@ -219,7 +219,7 @@ def test_atari_with_stacked_frames(name, num_envs, tmp_path, monkeypatch):
     check(tmp_path, FROM_PIXELS[name], env, step=120, max_steps=200)
 
 
-@pytest.mark.parametrize("vectorization", ["async", "vector_entry_point"])
+@pytest.mark.parametrize("vectorization", [pytest.param("async", marks=MORE), "vector_entry_point"])
 def test_vectorizations(vectorization, tmp_path):
     check(tmp_path, AGENTS["ppo"], lambda: GymEnvModule("CartPole-v1", num_envs=2, vectorization=vectorization))
 

@@ -53,7 +53,8 @@ def shorter(path):
 
 def _by_cost(path):
     """The config as a parameter: what differs from another one by its env alone runs in the slow lane."""
-    is_twin = path.stem.endswith(("_walker2d", "_half_cheetah", "_breakout")) or path.stem in ("rainbow_lunarlander", "iqn_pong")
+    others = ("rainbow_lunarlander", "iqn_pong")
+    is_twin = path.stem.endswith(("_walker2d", "_half_cheetah", "_breakout")) or path.stem in others
     return pytest.param(path, id=path.stem, marks=(pytest.mark.slow, pytest.mark.ci) if is_twin else ())
 
 

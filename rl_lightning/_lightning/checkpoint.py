@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from rl_lightning._lightning.clock import next_multiple
 from rl_lightning._lightning.resume import run_state
+from rl_lightning.files import whole_file
 from rl_lightning.memory.row_store import check_rows
 from rl_lightning.types import ConfigurationError
 
@@ -97,8 +98,8 @@ def saving_to(trainer: Trainer, path: Any) -> Iterator[None]:
 
 def memory_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the replay memory whose rows are beside it; {} if there are none."""
-    state = checkpoint.get(RUN_KEY) or {}
-    return (state["memory"] or {}) if "segments" in (state.get("memory") or {}) else {}
+    memory: dict[str, Any] = (checkpoint.get(RUN_KEY) or {}).get("memory") or {}
+    return memory if "segments" in memory else {}
 
 
 def memory_in(path: Path) -> dict[str, Any]:
@@ -170,11 +171,10 @@ class CrossingCheckpoint(ModelCheckpoint):
     @staticmethod
     def _link_checkpoint(trainer: Any, filepath: str, linkpath: str) -> None:
         """Let the link lead to the newer file at once: Lightning's own is away for a moment."""
-        fresh = Path(linkpath).with_name(f".{Path(linkpath).name}.link")
         if trainer.is_global_zero and Path(linkpath).is_symlink():
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(os.path.relpath(filepath, fresh.parent))
-            os.replace(fresh, linkpath)
+            with whole_file(Path(linkpath)) as fresh:
+                fresh.unlink(missing_ok=True)  # of a process killed here, which had the same number
+                fresh.symlink_to(os.path.relpath(filepath, fresh.parent))
             trainer.strategy.barrier()
         else:
             ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath)

@@ -122,8 +122,9 @@ class RLFitLoop(_FitLoop):
     epoch_start = 0  # env step
     position = _BETWEEN
     to_resume: dict[str, Any] | None = None
-    resumed_from: Path | None = None
     """The run's state from a checkpoint, until it is put back."""
+    resumed_from: Path | None = None
+    """The directory of that checkpoint, if it is one of this machine."""
     in_epoch = False
     transition: Transition | None = None
     is_broken = False

@@ -165,16 +165,14 @@ class Frames:
 
     def write_rows(self, rows: RowWriter) -> None:
         """Write what some rows have, with the frames before them that their observations reach back to."""
-        rows.ring(self._ring, before=self._stack - 1)
-        for name in _RINGS:
-            rows.ring(getattr(self, f"_{name}").reshape(self._num_rows, -1))
-        cells = [
-            (row * self._num_envs + env, int(cell))
-            for row in range(rows.start, rows.stop)
-            for env, cell in enumerate(self._cells_of(row))
-        ]
+        self._pass_rings(rows)
         for apart in (self._whole, self._end):
-            kept = {number: apart[cell] for number, cell in cells if cell in apart}
+            row_of = {cell: rows.start + (cell // self._num_envs - rows.start) % self._num_rows for cell in apart}
+            kept = {
+                row * self._num_envs + cell % self._num_envs: apart[cell]
+                for cell, row in row_of.items()
+                if row < rows.stop
+            }
             rows.pairs(kept, self._newest.shape[1:], self._dtype)
 
     def read_rows(self, rows: RowReader) -> None:
@@ -183,9 +181,7 @@ class Frames:
         Raises:
             ConfigurationError: there is something else in the file.
         """
-        rows.ring(self._ring, before=self._stack - 1)
-        for name in _RINGS:
-            rows.ring(getattr(self, f"_{name}").reshape(self._num_rows, -1))
+        self._pass_rings(rows)
         some = np.arange(rows.first, rows.stop)
         self._at[some % self._num_rows] = some % self._ring_len
         most = (rows.stop - rows.start) * self._num_envs
@@ -197,6 +193,12 @@ class Frames:
             first = rows.first * self._num_envs
             apart.update({number % len(self._age): kept[number] for number in kept if number >= first})
         self._num_written = rows.stop
+
+    def _pass_rings(self, rows: RowWriter | RowReader) -> None:
+        """What is there for each row, to a file or from one."""
+        rows.ring(self._ring, before=self._stack - 1)
+        for name in _RINGS:
+            rows.ring(getattr(self, f"_{name}").reshape(self._num_rows, -1))
 
     def finish_rows(self, newest: torch.Tensor) -> None:
         """What `snapshot` had beside the rows."""

@@ -71,11 +71,12 @@ class RowStore:
         kept = [segment for segment in self._segments if segment.stop > first]
         if not self._are_in(folder, kept):
             kept = []
-        if memory.moment != self._moment:
+        has_changed = memory.moment != self._moment
+        if has_changed:
             # the row written last may have changed since, and what is short grows
             while kept and (kept[-1].stop - kept[-1].start) * SHORTEST < memory.num_rows:
                 kept.pop()
-        if not kept or memory.moment != self._moment:
+        if has_changed or not kept:
             start = max(kept[-1].stop - 1, first) if kept else first
             while kept and kept[-1].start >= start:
                 kept.pop()
@@ -129,8 +130,7 @@ class RowStore:
         which = found.st_mtime_ns, found.st_size
         if path not in self._needed or self._needed[path][0] != which:
             try:
-                state = memory_in(path)
-                segments = _segments_of(state) if state else []
+                segments = _segments_of(memory_in(path))
             except ConfigurationError:  # nobody can go on from that
                 segments = []
             self._needed[path] = which, {segment.name for segment in segments}
@@ -161,6 +161,7 @@ class RowStore:
             for segment in written:
                 (folder / segment.name).unlink(missing_ok=True)
             raise
+        self._written |= {segment.name for segment in written}
         return written
 
     def _write(self, folder: Path, start: int, stop: int) -> Segment:
@@ -169,7 +170,6 @@ class RowStore:
         with whole_file(folder / segment.name) as temporary, temporary.open("wb") as file:
             hashing = _Hashing(file)
             self._memory.write_rows(RowWriter(hashing, start, stop))
-        self._written.add(segment.name)
         return segment._replace(num_bytes=hashing.num_bytes, sha256=hashing.sha256.hexdigest())
 
     def _go_home(self, directory: Path) -> None:
@@ -205,16 +205,19 @@ def check_rows(state: dict[str, Any], directory: Path) -> None:
     Raises:
         ConfigurationError: one is not.
     """
-    for segment in _segments_of(state) if state else []:
+    for segment in _segments_of(state):
         with _opened(segment, directory):
             pass
 
 
 def _segments_of(state: dict[str, Any]) -> list[Segment]:
-    """
+    """Those of what `RowStore.save` returned; none of {}.
+
     Raises:
         ConfigurationError: a list of something else, or with gaps.
     """
+    if not state:
+        return []
     try:
         segments = [
             Segment(int(start), int(stop), int(token), int(num_bytes), str(sha256))

@@ -37,26 +37,65 @@ def test_callback_hooks_can_be_split_by_monitoring():
     assert "monitoring_callbacks" in inspect.signature(call._call_callback_hooks).parameters
 
 
-@pytest.mark.parametrize(
-    "name", ["_can_stop_early", "epoch_progress", "on_run_end", "teardown", "setup_data", "state_dict"]
-)
-def test_fit_loop(trainer, name):
-    assert isinstance(trainer.fit_loop, _FitLoop)
-    assert hasattr(trainer.fit_loop, name)
+NAMES = {
+    "fit_loop": ["_can_stop_early", "epoch_progress", "on_run_end", "teardown", "setup_data", "state_dict"],
+    "fit_loop.epoch_loop": ["_results", "batch_progress", "_batches_that_stepped", "_update_learning_rates"],
+    "validate_loop": [
+        "_max_batches",
+        "_has_run",
+        "_stage",
+        "_module_mode",
+        "_on_evaluation_model_eval",
+        "_on_evaluation_model_train",
+        "_on_evaluation_start",
+        "_on_evaluation_epoch_start",
+        "_on_evaluation_epoch_end",
+        "_on_evaluation_end",
+        "_print_results",
+    ],
+    "predict_loop": ["_predictions", "_module_mode", "current_batch_indices", "epoch_batch_indices"],
+    "_logger_connector": [
+        "_callback_metrics",
+        "_progress_bar_metrics",
+        "_first_loop_iter",
+        "_evaluation_epoch_end",
+        "epoch_end_reached",
+        "log_eval_end_metrics",
+        "log_metrics",
+        "on_batch_end",
+        "on_batch_start",
+        "on_epoch_end",
+        "update_eval_epoch_metrics",
+        "update_train_epoch_metrics",
+    ],
+    "_checkpoint_connector": ["dump_checkpoint", "_select_ckpt_path", "restore_training_state", "_loaded_checkpoint"],
+    "_signal_connector": [
+        "register_signal_handlers",
+        "_sigterm_notifier_fn",
+        "_slurm_sigusr_handler_fn",
+        "_has_already_handler",
+        "teardown",
+    ],
+    "": ["_signal_connector", "_val_check_time_interval"],
+}
+"""By the part of the trainer, "" being the trainer itself."""
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in NAMES.items() for name in names])
+def test_what_we_use_of_a_part_is_there(trainer, part, name):
+    for step in filter(None, part.split(".")):
+        trainer = getattr(trainer, step)
+    assert hasattr(trainer, name)
 
 
 def test_loops_are_where_we_replace_them(trainer):
+    assert isinstance(trainer.fit_loop, _FitLoop)
     assert isinstance(trainer.fit_loop.epoch_loop, _TrainingEpochLoop)
     assert isinstance(trainer.fit_loop.epoch_loop.val_loop, _EvaluationLoop)
     assert isinstance(trainer.validate_loop, _EvaluationLoop)
     assert isinstance(trainer.test_loop, _EvaluationLoop)
     assert isinstance(trainer.predict_loop, _PredictionLoop)
     assert isinstance(trainer._logger_connector, _LoggerConnector)
-
-
-@pytest.mark.parametrize("name", ["_results", "batch_progress", "_batches_that_stepped", "_update_learning_rates"])
-def test_epoch_loop(trainer, name):
-    assert hasattr(trainer.fit_loop.epoch_loop, name)
 
 
 def test_update_learning_rates_takes_interval_and_plateau():
@@ -71,60 +110,9 @@ def test_results_hold_the_batch(trainer):
     assert not results, "a result collection with nothing logged must be falsy"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "_max_batches",
-        "_has_run",
-        "_stage",
-        "_module_mode",
-        "_on_evaluation_model_eval",
-        "_on_evaluation_model_train",
-        "_on_evaluation_start",
-        "_on_evaluation_epoch_start",
-        "_on_evaluation_epoch_end",
-        "_on_evaluation_end",
-        "_print_results",
-    ],
-)
-def test_evaluation_loop(trainer, name):
-    assert hasattr(trainer.validate_loop, name)
-
-
-@pytest.mark.parametrize("name", ["_predictions", "_module_mode", "current_batch_indices", "epoch_batch_indices"])
-def test_prediction_loop(trainer, name):
-    assert hasattr(trainer.predict_loop, name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "_callback_metrics",
-        "_progress_bar_metrics",
-        "_first_loop_iter",
-        "_evaluation_epoch_end",
-        "epoch_end_reached",
-        "log_eval_end_metrics",
-        "log_metrics",
-        "on_batch_end",
-        "on_batch_start",
-        "on_epoch_end",
-        "update_eval_epoch_metrics",
-        "update_train_epoch_metrics",
-    ],
-)
-def test_logger_connector(trainer, name):
-    assert hasattr(trainer._logger_connector, name)
-
-
 def test_should_update_logs_is_a_property_that_we_override():
     assert isinstance(_LoggerConnector.should_update_logs, property)
     assert isinstance(RLLoggerConnector.should_update_logs, property)
-
-
-@pytest.mark.parametrize("name", ["_signal_connector", "_val_check_time_interval"])
-def test_trainer_attributes(trainer, name):
-    assert hasattr(trainer, name)
 
 
 def test_time_of_the_last_validation_is_kept_on_the_trainer():
@@ -171,27 +159,6 @@ def test_hooks_that_nobody_overrides_are_not_bound(trainer):
     assert Hooks(trainer).bind("on_train_batch_start") is not None
 
 
-@pytest.mark.parametrize(
-    "name", ["dump_checkpoint", "_select_ckpt_path", "restore_training_state", "_loaded_checkpoint"]
-)
-def test_checkpoint_connector(trainer, name):
-    assert hasattr(trainer._checkpoint_connector, name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "register_signal_handlers",
-        "_sigterm_notifier_fn",
-        "_slurm_sigusr_handler_fn",
-        "_has_already_handler",
-        "teardown",
-    ],
-)
-def test_signal_connector(trainer, name):
-    assert hasattr(trainer._signal_connector, name)
-
-
 @pytest.mark.parametrize("name", ["_callback_metrics", "_progress_bar_metrics"])
 def test_metrics_that_are_saved(trainer, name):
     assert isinstance(getattr(trainer._logger_connector, name), dict)
@@ -209,3 +176,7 @@ def test_a_checkpoint_callback_is_known_by_its_interval():
     assert one.state_key != other.state_key
     other._every_n_train_steps = 1
     assert one.state_key == other.state_key
+
+
+def test_a_checkpoint_callback_links_to_its_last_file():
+    assert list(inspect.signature(ModelCheckpoint._link_checkpoint).parameters) == ["trainer", "filepath", "linkpath"]

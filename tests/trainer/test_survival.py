@@ -321,13 +321,14 @@ def test_a_hostile_checkpoint_runs_no_code(place, tmp_path):
     assert not trace.exists()
 
 
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_older_checkpoint(call, tmp_path, monkeypatch):
     fit(tmp_path, Checkpoint(tmp_path, filename="saved"), max_steps=60)
     before = (tmp_path / "saved.ckpt").read_bytes()
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match="No space left"):
@@ -344,9 +345,6 @@ def test_a_disk_that_is_full_ends_training_with_what_the_disk_said(tmp_path, mon
         def on_env_step_end(self, trainer, module, transition):
             if trainer.global_step == 120:
                 monkeypatch.setattr(files.os, "fsync", full)
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     saving = partial(Checkpoint, tmp_path, filename="{step}", every_n_train_steps=50, save_top_k=-1)
     with pytest.raises(OSError, match="No space left"), pytest.warns(UserWarning, match="could not be saved"):

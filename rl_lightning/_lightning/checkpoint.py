@@ -93,7 +93,7 @@ def saving_to(trainer: Trainer, path: Any) -> Iterator[None]:
         connector.directory = None
     if trainer.row_store is not None and directory is not None and trainer.is_global_zero:
         with suppress(OSError):  # what cannot be removed stays until next time
-            trainer.row_store.clean(directory, memory_in)
+            trainer.row_store.clean(directory, memory_in, written=directory / Path(path).name)
 
 
 def memory_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class RowStore:
         self._homes: list[Path] = []  # directories with such files, the newest last
         self._needed: dict[Path, tuple[tuple[int, int], set[str]]] = {}  # by checkpoint, and which one it is
         self._written: set[str] = set()  # by this process: names
+        self._saved: set[str] = set()  # what the last `save` named
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write what `directory` lacks; returns what a checkpoint in it has to hold.
@@ -83,6 +84,7 @@ class RowStore:
             longest = max(memory.num_rows // LONGEST, 1)
             kept += self._write_all(folder, [(k, min(k + longest, stop)) for k in range(start, stop, longest)])
         self._segments, self._moment = kept, memory.moment
+        self._saved = {segment.name for segment in kept}
         self._go_home(directory)
         return {**state, "segments": [list(segment) for segment in kept]}
 
@@ -103,19 +105,27 @@ class RowStore:
         """A directory has got another name."""
         self._homes = [new if home == old else home for home in self._homes]
 
-    def clean(self, directory: Path, memory_in: Callable[[Path], dict[str, Any]]) -> None:
+    def clean(
+        self, directory: Path, memory_in: Callable[[Path], dict[str, Any]], *, written: Path | None = None
+    ) -> None:
         """Remove the files that no checkpoint in the directory needs, and what killed processes have left.
 
         Args:
             directory: of checkpoints.
             memory_in: reads what `save` returned from a checkpoint; {} if there is no such thing in that file.
+            written: the checkpoint that was just written there. It has what `save` returned since the last call, or
+                nothing of the kind.
         """
+        saved, self._saved = self._saved, set()
         folder = directory / FOLDER
         if not folder.is_dir():
             return
         remove_leftovers(folder)
         needed = {segment.name for segment in self._segments}  # their checkpoint may be on its way
-        files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+        # a link and what it leads to are one
+        files = {path.resolve() for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")}
+        if written is not None and written.exists():
+            self._needed[written.resolve()] = _version(written), saved
         for path in files:
             needed |= self._needed_by(path, memory_in)
         self._needed = {path: self._needed[path] for path in files}
@@ -126,8 +136,7 @@ class RowStore:
                 self._written.discard(file.name)
 
     def _needed_by(self, path: Path, memory_in: Callable[[Path], dict[str, Any]]) -> set[str]:
-        found = path.stat()
-        which = found.st_mtime_ns, found.st_size
+        which = _version(path)
         if path not in self._needed or self._needed[path][0] != which:
             try:
                 segments = _segments_of(memory_in(path))
@@ -174,6 +183,12 @@ class RowStore:
 
     def _go_home(self, directory: Path) -> None:
         self._homes = [*(home for home in self._homes if home != directory), directory][-_MOST_HOMES:]
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Which of the files that have had this name it is."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _has(folder: Path, segment: Segment) -> bool:

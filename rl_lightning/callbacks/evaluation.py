@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from array import array
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from rl_lightning.env_module import EnvLike
@@ -98,7 +100,7 @@ class Evaluation(pl.Callback):
         self.in_background = in_background
         self.seed = seed
         self.env = env
-        self.history: list[dict[str, Any]] = []
+        self._start_history()
         self._scores: ScoreFile | None = None
         self._elapsed_before = 0.0
         self._started = time.monotonic()
@@ -107,7 +109,7 @@ class Evaluation(pl.Callback):
     def on_train_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:  # type: ignore[override]
         self._started = time.monotonic()
         if trainer.global_step == 0:
-            self.history = []
+            self._start_history()
         directory = trainer.log_dir  # of all ranks: it is sent from the first
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
@@ -124,7 +126,7 @@ class Evaluation(pl.Callback):
         assert result is not None
         scores, agent = result.statistics(), trainer.agent_statistics
         self._last = {"step": trainer.global_step, "seed": result.seed, "mean": scores["mean"]}
-        self.history.append({**agent, "eval_score": scores["mean"]})
+        self.add_to_history({**agent, "eval_score": scores["mean"]})
         if self._scores is not None:
             row = {"steps": trainer.global_step, "episodes": trainer.num_episodes, "elapsed": self._elapsed()}
             row |= {name: scores[name] for name in _SCORES}
@@ -139,15 +141,32 @@ class Evaluation(pl.Callback):
             numbers = {name: float(value) for name, value in extras.items() if isinstance(value, Real)}
             logger.log_metrics(numbers, step=trainer.global_step)
 
+    def add_to_history(self, row: dict[str, Any]) -> None:
+        """One more evaluation."""
+        self.history.append(row)
+        numbers = {name: float(value) for name, value in row.items() if isinstance(value, Real)}
+        if not self._blocks or self._blocks[-1][0] != list(numbers):
+            self._blocks.append((list(numbers), array("d")))
+        self._blocks[-1][1].extend(numbers.values())
+
+    def _start_history(self) -> None:
+        self.history: list[dict[str, Any]] = []
+        # What checkpoints hold of it: the numbers of rows with the same names. As dicts a thousand would take 10 ms.
+        self._blocks: list[tuple[list[str], array[float]]] = []
+
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self._elapsed(), "last": dict(self._last), "history": [_plain(row) for row in self.history]}
+        history = [(names, torch.frombuffer(numbers, dtype=torch.float64).clone()) for names, numbers in self._blocks]
+        return {"elapsed": self._elapsed(), "last": dict(self._last), "history": history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._elapsed_before, self._last = state_dict["elapsed"], dict(state_dict["last"])
-        self.history = list(state_dict["history"])
+        self._start_history()
+        for names, numbers in state_dict["history"]:
+            for row in numbers.view(-1, len(names)).tolist():
+                self.add_to_history(dict(zip(names, row, strict=True)))
 
 
 class ScoreFile:
@@ -219,7 +238,3 @@ def _free_name(path: Path) -> Path:
     while (candidate := path.with_name(f"{path.stem}-v{number}{path.suffix}")).exists():
         number += 1
     return candidate
-
-
-def _plain(row: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if isinstance(value, Real)}

@@ -102,6 +102,25 @@ def test_evaluation_arguments(arguments):
         Evaluation(**arguments)
 
 
+def test_a_long_history_takes_little_of_a_checkpoint(tmp_path):
+    """Rows as they come: with other statistics from some evaluation on, with NaN, with what is no number."""
+    evaluation, rows = Evaluation(), []
+    for number in range(3_000):
+        row = {"eval_score": float(number)} | ({"loss": float("nan") if number % 3 else 0.5} if number > 100 else {})
+        evaluation.add_to_history({"name": "text", **row})
+        rows.append(row)
+    torch.save(evaluation.state_dict(), tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").stat().st_size < 3_000 * 2 * 8 + 5_000
+    resumed = Evaluation()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert repr(resumed.history) == repr(rows)
+    resumed.add_to_history(rows[-1])
+    assert repr(resumed.history) == repr([*rows, rows[-1]])
+    again = Evaluation()
+    again.load_state_dict(resumed.state_dict())
+    assert repr(again.history) == repr(resumed.history)
+
+
 # ---- BestAgent ---------------------------------------------------------------------------------------------------
 
 

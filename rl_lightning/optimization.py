@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +14,14 @@ from torch.optim import Optimizer
 
 from rl_lightning.clipping import clip_gradients
 from rl_lightning.optim import PackedOptimizer
-from rl_lightning.types import ConfigurationError, NonFiniteError
+from rl_lightning.types import ConfigurationError, GradientStep, NonFiniteError
 
 if TYPE_CHECKING:
     from rl_lightning._lightning.hooks import Hooks
     from rl_lightning.trainer import Trainer
 
 
-class Optimization:
+class Optimization(GradientStep):
     """The `step(name, loss)` that an agent's `update` is given inside `Trainer.fit`.
 
     Each call is one backward pass and, unless gradients accumulate, one step of the named optimizer::
@@ -52,6 +53,8 @@ class Optimization:
         self._before_step = hooks.bind("on_before_optimizer_step")
         self._own_zero_grad = hooks.method("optimizer_zero_grad") if hooks.overridden("optimizer_zero_grad") else None
         self._own_backward = hooks.method("backward") if hooks.overridden("backward") else None
+        seeing = (self._scaler, self._before_backward, self._after_backward, self._own_backward)
+        self._sees_backward = any(one is not None for one in seeing)
         self._own_clipping = (
             hooks.method("configure_gradient_clipping") if hooks.overridden("configure_gradient_clipping") else None
         )
@@ -75,20 +78,41 @@ class Optimization:
             NonFiniteError: the loss is NaN or infinite.
             ConfigurationError: the agent has no optimizer of this name.
         """
+        every = self._begin(name, loss)
+        self._backward(loss if every == 1 else loss / every)
+        self._finish(name, every)
+
+    def takes_gradients(self, parameters: Sequence[Tensor]) -> bool:
+        return not self._sees_backward and all(map(_is_plain, parameters))
+
+    def with_gradients(
+        self, name: str, loss: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> None:
+        every = self._begin(name, loss)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter.requires_grad:
+                if every != 1:
+                    gradient /= every
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        self._finish(name, every)
+
+    def _begin(self, name: str, loss: Tensor) -> int:
+        """Returns how many losses make one step."""
         if name not in self._optimizers:
             raise ConfigurationError(
                 f"update() stepped {name!r}, and configure_optimizers() has only: {', '.join(self._optimizers)}."
             )
         self.note({name: loss.detach()})
-        optimizer, every = self._optimizers[name], self._trainer.accumulate_grad_batches
         if self._num_accumulated[name] == 0:
-            self._zero_grad(name, optimizer)
-        self._backward(loss if every == 1 else loss / every)
+            self._zero_grad(name, self._optimizers[name])
+        return self._trainer.accumulate_grad_batches
+
+    def _finish(self, name: str, every: int) -> None:
         self._num_accumulated[name] += 1
         self.accumulating = self._num_accumulated[name] < every
         if not self.accumulating:
             self._num_accumulated[name] = 0
-            self._step(name, optimizer)
+            self._step(name, self._optimizers[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Gradients that wait to be added to, and how many there are, by optimizer."""
@@ -177,6 +201,11 @@ class Optimization:
     @property
     def _batch_idx(self) -> int:
         return self._trainer.fit_loop.batch_idx
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether nobody is told of its gradient."""
+    return parameter._backward_hooks is None and parameter._post_accumulate_grad_hooks is None
 
 
 def clip_limit(trainer: Trainer) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,6 +14,8 @@ Array: TypeAlias = NDArray[Any]
 ObsArray: TypeAlias = Array | dict[str, Array]
 """Observations of B envs: one array [B, *O], or for Dict and Tuple spaces one array per leaf, keyed by its path."""
 ObsTensor: TypeAlias = Tensor | dict[str, Tensor]
+Numbers: TypeAlias = Any
+"""Tensors, or arrays where all that belong together are arrays: what is done to them is written alike."""
 Extras: TypeAlias = dict[str, Tensor]
 """What an agent wants remembered beside its action, each [B, ...]."""
 Batch: TypeAlias = dict[str, Any]
@@ -20,6 +23,30 @@ Batch: TypeAlias = dict[str, Any]
 Metrics: TypeAlias = Mapping[str, Tensor | float]
 StepFn: TypeAlias = Callable[[str, Tensor], None]
 """`step(optimizer_name, loss)`: the agent says what to minimise and in which order, the caller says how."""
+
+
+class GradientStep(ABC):
+    """A `StepFn` that an agent may also give the gradients of a loss to, where it knows them."""
+
+    @abstractmethod
+    def __call__(self, name: str, loss: Tensor) -> None:
+        """Minimise `loss` with the named optimizer."""
+
+    @abstractmethod
+    def takes_gradients(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether `with_gradients` may be called in place of this: nobody asks to see a backward pass."""
+
+    @abstractmethod
+    def with_gradients(
+        self, name: str, loss: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> None:
+        """As a call with a loss whose gradients are known, without a backward pass.
+
+        Args:
+            loss: its value.
+            parameters: what it depends on.
+            gradients: by each of them; whoever gave them uses them no more.
+        """
 
 
 class Transition(NamedTuple):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from gymnasium import Space
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
@@ -25,9 +24,10 @@ from rl_lightning.agents.on_policy import (
 )
 from rl_lightning.functional import explained_variance, normalize, v_trace
 from rl_lightning.memory import RolloutMemory
+from rl_lightning.nn.forward_pass import ForwardPass, forward_pass
 from rl_lightning.optim import Adam, RMSprop
 from rl_lightning.transfer import to_device
-from rl_lightning.types import Array, Batch, Extras, Metrics, ObsArray, ObsTensor, StepFn, tree_map
+from rl_lightning.types import Array, Batch, Extras, Metrics, Numbers, ObsArray, ObsTensor, StepFn, tree_map
 
 
 class A2C(Agent):
@@ -109,16 +109,16 @@ class A2C(Agent):
         """What to learn from a rollout: the same fields, normalised."""
         return self.normalization.rollout(to_device(rollout, self.entropy_weight.device))
 
-    def advantage(self, rollout: Batch, value: Tensor) -> Tensor:
+    def advantage(self, rollout: Batch, value: Numbers) -> Numbers:
         """[T, B] estimates of a rollout's advantages, from the values [T, B] of its states."""
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
         return advantages_of_rollout(self.network, rollout, value, **decays)
 
     @torch.no_grad()
-    def targets(self, rollout: Batch, value: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, rollout: Batch, value: Numbers, log_prob: Numbers) -> tuple[Numbers, Numbers]:
         """Value targets and advantages of a rollout, from the values of its states and how likely its actions now are.
 
-        Every argument and result is [T, B].
+        Every argument and result is [T, B]; tensors, or without `v_trace` also arrays.
         """
         if not self.v_trace:
             advantage = self.advantage(rollout, value)
@@ -131,28 +131,49 @@ class A2C(Agent):
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a whole rollout, fields [T, B, ...]; rows that are not `valid` do not count."""
-        policy, value = self.network(tree_map(lambda leaf: leaf.flatten(0, 1), batch["obs"]))
-        log_prob, entropy = policy.log_prob(chosen_action(batch).flatten(0, 1)), policy.entropy()
-        shape = batch["reward"].shape
-        target, advantage = self.targets(batch, value.detach().view(shape), log_prob.detach().view(shape))
-        target, advantage = target.flatten(), advantage.flatten()
+        now = forward_pass(self.network, tree_map(_flat, batch["obs"]), _flat(chosen_action(batch)))
+        target, advantage = self._targets(now, batch)
+        share: Any = 1.0 / len(target)  # of each row in a mean over all
+        kept: Any = slice(None)
         if "valid" in batch:
-            kept = batch["valid"].flatten()
-            value, log_prob, entropy = value[kept], log_prob[kept], entropy[kept]
-            target, advantage = target[kept], advantage[kept]
+            is_kept = _flat(batch["valid"])
+            kept, share = now.numbers(is_kept), now.numbers(is_kept / is_kept.sum())
+            target, advantage = now.xp.where(kept, target, now.value), now.xp.where(kept, advantage, 0.0)
         if self.normalize_advantage:
-            advantage = normalize(advantage)
+            advantage[kept] = now.numbers(normalize(now.tensor(advantage[kept])))
+        entropy_weight = now.numbers(self.entropy_weight)
 
-        policy_loss = -(log_prob * advantage).mean()
-        value_loss = F.mse_loss(value, target)
-        mean_entropy = entropy.mean()
-        step("actor_critic", policy_loss + self.value_weight * value_loss - self.entropy_weight * mean_entropy)
-        return {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "entropy": mean_entropy.detach(),
-            "explained_variance": explained_variance(value.detach(), target),
+        error = now.value - target
+        policy_loss = -(share * now.log_prob * advantage).sum()
+        value_loss = (share * error * error).sum()
+        entropy = (share * now.entropy).sum()
+        now.minimise(
+            step,
+            "actor_critic",
+            policy_loss + self.value_weight * value_loss - entropy_weight * entropy,
+            log_prob=-share * advantage,
+            entropy=-share * entropy_weight,
+            value=2.0 * self.value_weight * (share * error),
+        )
+        metrics = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "explained_variance": explained_variance(now.value[kept], target[kept]),
         }
+        return now.metrics(metrics)
+
+    def _targets(self, now: ForwardPass, batch: Batch) -> tuple[Numbers, Numbers]:
+        """`targets` of a rollout that was passed through the network, [N] each."""
+        shape = batch["reward"].shape
+        if self.v_trace:
+            value, log_prob = now.tensor(now.value).view(shape), now.tensor(now.log_prob).view(shape)
+            target, advantage = map(now.numbers, self.targets(batch, value, log_prob))
+        else:
+            names = ("reward", "next_obs", "terminated", "truncated")
+            rollout = {name: tree_map(now.numbers, batch[name]) for name in names}
+            target, advantage = self.targets(rollout, now.value.reshape(shape), now.log_prob)
+        return target.reshape(-1), advantage.reshape(-1)
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """RMSprop with the paper's decay, or Adam."""
@@ -165,3 +186,8 @@ class A2C(Agent):
         """Rollouts of `num_steps` steps of each env, each learned from once and whole."""
         prepare = self.prepare if self.normalize_obs or self.normalize_reward else None
         return RolloutMemory(self.num_steps, num_envs, prepare=prepare, whole=True)
+
+
+def _flat(leaf: Tensor) -> Tensor:
+    """[T, B, ...] -> [T * B, ...]."""
+    return leaf.flatten(0, 1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
 from rl_lightning.functional import gae
+from rl_lightning.functional.advantage import runs_in_numpy
 from rl_lightning.nn import ActorCritic, Normalization
-from rl_lightning.types import Batch, ConfigurationError, ObsTensor, tree_map
+from rl_lightning.types import Batch, ConfigurationError, Numbers, ObsTensor, tree_map
 
 MAX_ROWS_AT_ONCE = 4096
 """Transitions passed through a network together when a whole rollout is evaluated: thousands of images need memory."""
@@ -85,30 +87,47 @@ def values_of_rollout(network: ActorCritic, rollout: Batch) -> Tensor:
     return torch.cat([network.value(part["obs"]) for part in _parts(rollout)]).view(rollout["reward"].shape)
 
 
-def next_values_of_rollout(network: ActorCritic, rollout: Batch, value: Tensor) -> Tensor:
+def next_values_of_rollout(network: ActorCritic, rollout: Batch, value: Numbers) -> Numbers:
     """V(s_{t+1}) [T, B]: V(s) of the next row, except at an episode's end and in the last row, where no row holds the
     state that followed: there it is computed from `next_obs`.
     """
     unfollowed = rollout["terminated"] | rollout["truncated"]
     unfollowed[-1] = True
+    if isinstance(value, np.ndarray):
+        next_value = np.empty_like(value)
+        next_value[:-1] = value[1:]
+        last_obs = tree_map(lambda leaf: torch.from_numpy(leaf[unfollowed]), rollout["next_obs"])
+        next_value[unfollowed] = _values(network, last_obs).numpy()
+        return next_value
     if torch.compiler.is_compiling():  # how many rows are chosen is not known in advance: all of them, then
         after = network.value(tree_map(lambda leaf: leaf.flatten(0, 1), rollout["next_obs"])).view_as(value)
         return torch.where(unfollowed, after, value.roll(-1, dims=0))
-    last_obs = tree_map(lambda leaf: leaf[unfollowed].split(MAX_ROWS_AT_ONCE), rollout["next_obs"])
-    parts = [network.value(part) for part in _zipped(last_obs)]
     next_value = value.roll(-1, dims=0)
-    next_value[unfollowed] = torch.cat(parts)
+    next_value[unfollowed] = _values(network, tree_map(lambda leaf: leaf[unfollowed], rollout["next_obs"]))
     return next_value
 
 
 @torch.no_grad()
 def advantages_of_rollout(
-    network: ActorCritic, rollout: Batch, value: Tensor, *, discount: float, trace_decay: float
-) -> Tensor:
+    network: ActorCritic, rollout: Batch, value: Numbers, *, discount: float, trace_decay: float
+) -> Numbers:
     """Advantage estimates [T, B] (`functional.gae`) of a rollout [T, B, ...] whose states have the values [T, B]."""
+    if isinstance(value, Tensor) and runs_in_numpy(value):
+        names = ("reward", "next_obs", "terminated", "truncated")
+        rollout = {name: tree_map(Tensor.numpy, rollout[name]) for name in names}
+        decays = {"discount": discount, "trace_decay": trace_decay}
+        return torch.from_numpy(advantages_of_rollout(network, rollout, value.detach().numpy(), **decays))
     next_value = next_values_of_rollout(network, rollout, value)
     terminated, done = rollout["terminated"], rollout["terminated"] | rollout["truncated"]
     return gae(rollout["reward"], value, next_value, terminated, done, discount=discount, trace_decay=trace_decay)
+
+
+def _values(network: ActorCritic, obs: ObsTensor) -> Tensor:
+    """V of observations [N, ...], [N]."""
+    if isinstance(obs, Tensor) and len(obs) <= MAX_ROWS_AT_ONCE:
+        return network.value(obs)
+    parts = _zipped(tree_map(lambda leaf: leaf.split(MAX_ROWS_AT_ONCE), obs))
+    return torch.cat([network.value(part) for part in parts])
 
 
 def _zipped(pieces: Any) -> list[ObsTensor]:

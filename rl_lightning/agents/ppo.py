@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from gymnasium import Space
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from rl_lightning.agents.agent import Agent
@@ -21,6 +20,7 @@ from rl_lightning.agents.on_policy import (
 )
 from rl_lightning.functional import explained_variance, normalize
 from rl_lightning.memory import RolloutMemory
+from rl_lightning.nn.forward_pass import ForwardPass, forward_pass
 from rl_lightning.optim import Adam
 from rl_lightning.transfer import to_device
 from rl_lightning.types import Array, Batch, ConfigurationError, Extras, Metrics, ObsArray, ObsTensor, StepFn
@@ -135,40 +135,55 @@ class PPO(Agent):
 
     def update(self, batch: Batch, step: StepFn) -> Metrics:
         """One learning step on a minibatch of what `prepare` made."""
-        policy, value = self.network(batch["obs"])
-        advantage = normalize(batch["advantage"]) if self.normalize_advantage else batch["advantage"]
+        now = forward_pass(self.network, batch["obs"], batch["action"])
+        xp, share = now.xp, 1.0 / len(batch["return"])
+        given = normalize(batch["advantage"]) if self.normalize_advantage else batch["advantage"]
+        advantage, clip_range = now.numbers(given), now.numbers(self.clip_range)
+        entropy_weight = now.numbers(self.entropy_weight)
 
-        log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
-        ratio = log_ratio.exp()
+        log_ratio = now.log_prob - now.numbers(batch["log_prob"])
+        ratio = xp.exp(log_ratio)
+        gain = ratio * advantage  # and its derivative by the log-probability
         # The same as min(ratio * A, clip(ratio, 1 - c, 1 + c) * A), equation 7, for either sign of A.
-        limit = torch.addcmul(advantage, advantage.abs(), self.clip_range)
-        policy_loss = -torch.minimum(ratio * advantage, limit).mean()
-        value_loss = self._value_loss(value, batch)
-        entropy = policy.entropy().mean()
-        step("actor_critic", policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy)
+        limit = advantage + clip_range * abs(advantage)
+        policy_loss = -share * xp.minimum(gain, limit).sum()
+        value_loss, by_value = self._value_loss(now, batch)
+        entropy = share * now.entropy.sum()
+        now.minimise(
+            step,
+            "actor_critic",
+            policy_loss + self.value_weight * value_loss - entropy_weight * entropy,
+            log_prob=-share * (gain * (gain < limit)),
+            entropy=-share * entropy_weight,
+            value=self.value_weight * by_value,
+        )
 
-        with torch.no_grad():
-            # Schulman's estimate of KL(old || new): unbiased and never negative (joschu.net/blog/kl-approx.html).
-            move = ratio - 1
-            approx_kl = (move - log_ratio).mean()
-            self.approx_kl.copy_(approx_kl)
-            return {
-                "policy_loss": policy_loss.detach(),
-                "value_loss": value_loss.detach(),
-                "entropy": entropy.detach(),
-                "approx_kl": approx_kl,
-                "clip_fraction": (move.abs() > self.clip_range).float().mean(),
-                "explained_variance": self.explained_variance,
-            }
+        # Schulman's estimate of KL(old || new): unbiased and never negative (joschu.net/blog/kl-approx.html).
+        move = ratio - 1.0
+        approx_kl = share * (move - log_ratio).sum()
+        self.approx_kl.fill_(approx_kl)
+        metrics = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": approx_kl,
+            "clip_fraction": share * (abs(move) > clip_range).sum(),
+        }
+        return {**now.metrics(metrics), "explained_variance": self.explained_variance}
 
-    def _value_loss(self, value: Tensor, batch: Batch) -> Tensor:
-        target: Tensor = batch["return"]
-        if self.clip_range_value is None:
-            return F.mse_loss(value, target)
-        error = (value - target).square()
-        old = target - batch["advantage"]
-        clipped = old + (value - old).clamp(-self.clip_range_value, self.clip_range_value)
-        return torch.maximum(error, (clipped - target).square()).mean()
+    def _value_loss(self, now: ForwardPass, batch: Batch) -> tuple[Any, Any]:
+        """The mean squared error of the values, and its derivatives [N] by them."""
+        target, share = now.numbers(batch["return"]), 1.0 / len(now.value)
+        error = now.value - target
+        if self.clip_range_value is not None:
+            old = target - now.numbers(batch["advantage"])
+            move = now.value - old
+            within = abs(move) < self.clip_range_value
+            clipped = old + move.clip(-self.clip_range_value, self.clip_range_value) - target
+            is_larger = abs(clipped) > abs(error)
+            error, counts = now.xp.where(is_larger, clipped, error), within | ~is_larger
+            return share * (error * error).sum(), 2.0 * share * (error * counts)
+        return share * (error * error).sum(), 2.0 * share * error
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam, with the epsilon that the authors' code uses."""

@@ -109,9 +109,11 @@ class REINFORCE(Agent):
         """[T, 1] discounted sums of the rewards to come in each episode, less the values [T, 1] of their states."""
         decays = {"discount": self.discount, "trace_decay": 1.0}
         if value is not None:
-            return advantages_of_rollout(self.network, episodes, value, **decays)
+            advantage: Tensor = advantages_of_rollout(self.network, episodes, value, **decays)
+            return advantage
         zeros, ends = torch.zeros_like(episodes["reward"]), episodes["terminated"] | episodes["truncated"]
-        return gae(episodes["reward"], zeros, zeros, episodes["terminated"], ends, **decays)
+        total: Tensor = gae(episodes["reward"], zeros, zeros, episodes["terminated"], ends, **decays)
+        return total
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Adam, over the policy and, where there is one, the baseline."""

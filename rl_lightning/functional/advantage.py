@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rl_lightning.types import ShapeError
+from rl_lightning.types import Array, Numbers, ShapeError
 
 
 def gae(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    done: Tensor,
+    reward: Numbers,
+    value: Numbers,
+    next_value: Numbers,
+    terminated: Numbers,
+    done: Numbers,
     *,
     discount: float,
     trace_decay: float,
-) -> Tensor:
+) -> Numbers:
     """Generalised advantage estimates over one rollout, computed backwards.
 
     delta_t = r_t + discount * (1 - terminated_t) * V(s_{t+1}) - V(s_t)
     A_t     = delta_t + discount * trace_decay * (1 - done_t) * A_{t+1}
 
     Args:
-        reward: [T, B] float32, in the env's own units; neither clipped nor scaled.
+        reward: [T, B] float32, in the env's own units; neither clipped nor scaled. A tensor, or an array if all are.
         value: [T, B] float32, V(s_t).
         next_value: [T, B] float32, V(s_{t+1}). At a truncation, the value of the state the episode was cut at,
             never of the next episode's first state.
@@ -34,7 +35,7 @@ def gae(
         discount: per env step, between 0 and 1.
         trace_decay: lambda, between 0 (one-step TD error) and 1 (the whole return).
     Returns:
-        [T, B] float32, not normalised.
+        [T, B] float32, not normalised, of the kind that was given.
     Raises:
         ShapeError: the five tensors do not share one shape.
     Source:
@@ -42,12 +43,24 @@ def gae(
     """
     _check_one_shape("gae", reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
     # A product would turn an infinite value after a termination into NaN.
+    if isinstance(value, np.ndarray):
+        array: Array = reward - value + discount * np.where(terminated, np.float32(0.0), next_value)
+        decays = (discount * trace_decay) * ~done
+        for t in range(len(array) - 2, -1, -1):
+            array[t] += decays[t] * array[t + 1]
+        return array
     delta = reward - value + discount * next_value.masked_fill(terminated, 0.0)
-    decay = (~done).to(delta.dtype) * (discount * trace_decay)
-    rows, decays = delta.unbind(), decay.unbind()
+    rows, decays = delta.unbind(), ((~done).to(delta.dtype) * (discount * trace_decay)).unbind()
     for t in range(len(rows) - 2, -1, -1):
         rows[t].addcmul_(decays[t], rows[t + 1])
     return delta
+
+
+def runs_in_numpy(values: Tensor) -> bool:
+    """Whether float32 numbers lie on the host, and no graph is made of what is done to them: then NumPy is quicker, for
+    what costs there is the number of operations.
+    """
+    return values.is_cpu and values.dtype is torch.float32 and not torch.compiler.is_compiling()
 
 
 def v_trace(
@@ -129,20 +142,28 @@ def normalize(x: Tensor, *, epsilon: float = 1e-8) -> Tensor:
     return F.layer_norm(x, x.shape, eps=epsilon**2)  # one kernel
 
 
-def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
+def explained_variance(prediction: Numbers, target: Numbers) -> Numbers:
     """1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than a constant, below 0 worse.
 
     Args:
-        prediction, target: of one shape; the variance is over all of it.
+        prediction, target: of one shape, tensors or arrays; the variance is over all of it.
     Returns:
         a scalar; 0 where the target does not vary, for then there is nothing to explain.
     """
+    if isinstance(target, np.ndarray):
+        variance = _variance(target)
+        return 1.0 - _variance(target - prediction) / variance if variance > 0.0 else 0.0
     variance = target.var(correction=0)
     residual = (target - prediction).var(correction=0)
     return (1 - residual / variance).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _check_one_shape(function: str, **tensors: Tensor) -> None:
-    if len({tuple(tensor.shape) for tensor in tensors.values()}) != 1:
+def _variance(x: Array) -> float:
+    x = (x - x.sum() / max(x.size, 1)).reshape(-1)
+    return float(x @ x) / max(x.size, 1)
+
+
+def _check_one_shape(function: str, **tensors: Numbers) -> None:
+    if len({tensor.shape for tensor in tensors.values()}) != 1:
         given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise ShapeError(f"{function}() needs tensors of one shape [T, B]. Given: {given}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import Space, spaces
@@ -13,9 +13,24 @@ from torch import Tensor, nn
 from rl_lightning.nn.distributions import Distribution
 from rl_lightning.nn.encoders import make_encoder, passes_through
 from rl_lightning.nn.heads import CategoricalHead, GaussianHead, make_policy_head
-from rl_lightning.nn.layers import Layers
+from rl_lightning.nn.layers import Layers, hooks_of
 from rl_lightning.nn.mlp import init_orthogonal, mlp
 from rl_lightning.types import Array, Extras, ObsArray, ObsTensor
+
+
+class PassedOnHost(NamedTuple):
+    """What `ActorCritic.pass_on_host` found.
+
+    Attributes:
+        parameters: of the network.
+        outputs: log-probability, entropy and value, each [N].
+        back: from the derivatives of a loss by these three, [N] each (of the first two also a number), to its gradients
+            by `parameters`.
+    """
+
+    parameters: list[Tensor]
+    outputs: tuple[Array, Array, Array]
+    back: Callable[[Any, Any, Any], list[Array]]
 
 
 class ActorCritic(nn.Module):
@@ -101,3 +116,32 @@ class ActorCritic(nn.Module):
         if sample is None or not self.is_bounded:
             return None if sample is None else (sample, {})
         return sample.clip(self.low.numpy(), self.high.numpy()), {"sample": sample}
+
+    def pass_on_host(self, obs: Array, action: Array, *, max_products: int) -> PassedOnHost | None:
+        """Log-probabilities, entropies and values in NumPy, with the way back; None where that is not possible.
+
+        Args:
+            obs, action: [N, *O] and [N, *A].
+            max_products: rows times weights at most, of each of the two networks.
+        """
+        if not passes_through(self.encoder, obs) or any(hooks_of(self)):
+            return None
+        layers = self.policy_layers, self.value_layers
+        if not all(isinstance(each, Layers) for each in layers):
+            return None
+        policy, value = (each.pass_on_host(obs, max_products=max_products) for each in layers)
+        if policy is None or value is None or len(policy.others) != 1 or value.others:
+            return None
+        head = policy.others[0]
+        if not (type(head) is CategoricalHead or type(head) is GaussianHead) or any(hooks_of(head)):
+            return None
+        judged = head.judge_on_host(policy.output, action)
+        if judged is None:
+            return None
+
+        def back(by_log_prob: Any, by_entropy: Any, by_value: Any) -> list[Array]:
+            of_numbers, of_head = judged.back(by_log_prob, by_entropy)
+            return [*policy.back(of_numbers), *value.back(by_value[:, None]), *of_head]
+
+        parameters = [*policy.parameters, *value.parameters, *head.parameters()]
+        return PassedOnHost(parameters, (judged.log_prob, judged.entropy, value.output[:, 0]), back)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor, nn
 from rl_lightning.nn.distributions import Bernoulli, Categorical, Gaussian
 from rl_lightning.nn.mlp import init_orthogonal
 from rl_lightning.types import Array, ConfigurationError
+
+
+class JudgedOnHost(NamedTuple):
+    """What a head's distribution says of actions, in NumPy.
+
+    Attributes:
+        log_prob, entropy: [N], as `Distribution` has them.
+        back: from the derivatives of a loss by these two, [N] or a number each, to its gradients by what went into the
+            head, [N, in_features], and by the head's own parameters.
+    """
+
+    log_prob: Array
+    entropy: Array
+    back: Callable[[Any, Any], tuple[Array, list[Array]]]
 
 
 class CategoricalHead(nn.Module):
@@ -46,6 +61,30 @@ class CategoricalHead(nn.Module):
         action: Array = logits.argmax(axis=-1)
         return action
 
+    def judge_on_host(self, logits: Array, action: Array) -> JudgedOnHost | None:
+        """`Categorical`'s `log_prob` and `entropy` of a single choice [N]; None for several."""
+        if len(self.shape) > 1:
+            return None
+        # choices first: NumPy adds up rows five times as fast as columns
+        log_probs = logits.T.copy()
+        log_probs -= log_probs.max(axis=0)
+        probs = np.exp(log_probs)
+        total = probs.sum(axis=0)
+        log_probs -= np.log(total)
+        probs /= total
+        chosen = action, np.arange(len(action))
+        entropy = -(probs * log_probs).sum(axis=0)
+
+        def back(by_log_prob: Any, by_entropy: Any) -> tuple[Array, list[Array]]:
+            gradient = log_probs + entropy
+            gradient *= -by_entropy
+            gradient -= by_log_prob
+            gradient *= probs
+            gradient[chosen] += by_log_prob
+            return gradient.T, []
+
+        return JudgedOnHost(log_probs[chosen], entropy, back)
+
 
 class BernoulliHead(nn.Module):
     """Independent yes-or-no choices of the given shape."""
@@ -78,6 +117,26 @@ class GaussianHead(nn.Module):
             return mean
         sample: Array = mean + np.exp(self.log_std.detach().numpy()) * torch.randn(mean.shape).numpy()
         return sample
+
+    def judge_on_host(self, mean: Array, action: Array) -> JudgedOnHost | None:
+        """`Gaussian`'s `log_prob` and `entropy` of actions [N, *A]."""
+        log_std = self.log_std.detach().numpy().reshape(-1)
+        inverse = np.exp(-log_std)
+        z = (action.reshape(mean.shape) - mean) * inverse
+        total = log_std.sum(dtype=np.float32)
+        constant = np.float32(0.5 * math.log(2 * math.pi) * len(log_std))
+        log_prob = np.einsum("ni,ni->n", z, z) * np.float32(-0.5) - (total + constant)
+        entropy = np.full(len(mean), total + constant + np.float32(0.5 * len(log_std)), np.float32)
+
+        def back(by_log_prob: Any, by_entropy: Any) -> tuple[Array, list[Array]]:
+            slopes = np.broadcast_to(np.asarray(by_log_prob, np.float32), len(mean))
+            of_mean = z * slopes[:, None]
+            of_log_std = np.einsum("ni,ni->i", of_mean, z) - slopes.sum()
+            of_log_std += np.broadcast_to(np.asarray(by_entropy, np.float32), len(mean)).sum()
+            of_mean *= inverse
+            return of_mean, [of_log_std.reshape(self.shape)]
+
+        return JudgedOnHost(log_prob, entropy, back)
 
 
 def make_policy_head(in_features: int, action_space: Space[Any]) -> list[nn.Module]:

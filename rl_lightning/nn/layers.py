@@ -66,6 +66,17 @@ class Layers(nn.Sequential):
             x = layer(x)
         return x
 
+    def pass_on_host(self, x: Array, *, max_products: int) -> HostPass | None:
+        """[N, in] through the plain layers in NumPy, with the way back; None where they cannot, or need not, run there.
+
+        Args:
+            max_products: rows times weights at most.
+        """
+        plan = self._current_plan()
+        if plan.max_rows < 0 or len(x) * plan.num_weights > max_products or any(plan.hooks) or any(hooks_of(self)):
+            return None
+        return HostPass(plan, plan.on_host(x))
+
     def start_on_host(self, x: Array) -> tuple[Array, list[nn.Module]] | None:
         """[N, in] through the plain layers in NumPy, and the layers that are left; None where they cannot run there."""
         plan = self._current_plan()
@@ -87,6 +98,25 @@ class Layers(nn.Sequential):
         return {name: value for name, value in self.__dict__.items() if name != "_plan"}
 
 
+class HostPass:
+    """A batch on its way through plain layers in NumPy.
+
+    Attributes:
+        output: [N, out] of the last of them.
+        others: the layers that are left.
+        parameters: the weights and biases in turn.
+    """
+
+    def __init__(self, plan: _Plan, arrays: list[Array]) -> None:
+        self._plan, self._arrays, self._weights = plan, arrays, plan.weights
+        self.output, self.others, self.parameters = arrays[-1], plan.others, plan.tensors()
+
+    def back(self, gradient: Array) -> list[Array]:
+        """From the gradient of `output` to those of `parameters`."""
+        gradients: list[Array] = self._plan.backward(gradient, self._arrays, self._weights, to_input=False)[1]
+        return gradients
+
+
 class _Plan:
     """How to run some layers.
 
@@ -96,12 +126,13 @@ class _Plan:
         plain: of the layers that are called as functions, the parameters of each linear one and what follows it: as
             in `_ACTIVATIONS`, or three times None.
         others: the layers after those.
+        num_weights: of all plain layers, biases included.
         max_rows: of a batch that passes on the host; -1 where the parameters are not float32 and there.
     """
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self.given = layers
-        self.hooks = [hooks for layer in layers for hooks in _hooks(layer)]
+        self.hooks = [hooks for layer in layers for hooks in hooks_of(layer)]
         self.plain: list[tuple[dict[str, Any], Any, Any, Any]] = []
         start = 0
         while start < len(layers) and type(layers[start]) is nn.Linear and layers[start].bias is not None:
@@ -111,8 +142,8 @@ class _Plan:
         self.others = layers[start:]
         tensors = self.tensors()
         is_on_host = all(type(t.data) is Tensor and t.is_cpu and t.dtype == torch.float32 for t in tensors)
-        size = sum(tensor.numel() for tensor in tensors)
-        self.max_rows = MAX_PRODUCTS // size if size and is_on_host else -1
+        self.num_weights = sum(tensor.numel() for tensor in tensors)
+        self.max_rows = MAX_PRODUCTS // self.num_weights if self.num_weights and is_on_host else -1
         self._addresses: list[int] = []
         self._steps: list[_Step] = []
 
@@ -155,11 +186,15 @@ class _Plan:
             weights: [out, in], of each linear layer.
         """
         gradients: list[Any] = []
+        # as a product NumPy adds up rows four times as fast
+        ones = (
+            np.ones(len(gradient), np.float32) if isinstance(gradient, np.ndarray) else gradient.new_ones(len(gradient))
+        )
         for k in reversed(range(len(self.plain))):
             activate_backward = self.plain[k][3]
             if activate_backward is not None:
                 gradient = activate_backward(gradient, passed[k + 1])
-            gradients += [gradient.sum(axis=0), gradient.T @ passed[k]]
+            gradients += [ones @ gradient, gradient.T @ passed[k]]
             if k or to_input:
                 gradient = gradient @ weights[k]
         return gradient if to_input else None, gradients[::-1]
@@ -210,5 +245,6 @@ class _OnHost(torch.autograd.Function):
         )
 
 
-def _hooks(layer: nn.Module) -> tuple[Any, ...]:
+def hooks_of(layer: nn.Module) -> tuple[Any, ...]:
+    """Who is told when the layer runs, or when a gradient passes through it."""
     return layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks

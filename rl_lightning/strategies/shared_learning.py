@@ -22,7 +22,7 @@ from rl_lightning.optim import PackedOptimizer
 from rl_lightning.strategies.crew import Crew
 from rl_lightning.strategies.sharing import Parts, own_copy
 from rl_lightning.strategies.worker import Job, Worker
-from rl_lightning.types import Batch, Metrics, NonFiniteError, Transition
+from rl_lightning.types import Batch, GradientStep, Metrics, NonFiniteError, Transition
 from rl_lightning.workers import WorkerContext
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class _Learner(_Sharer):
         self._means, self._num_updates, self._loss = Means(), 0, float("nan")
         self._seen_updates = int(self._block["num_updates"].sum())
         self._graph = self._make_graph() if job.compile else None
-        eagerly = partial(agent.update, step=self._step)
+        eagerly = partial(agent.update, step=_Step(self))
         self._update = without_denormals(eagerly if self._graph is None else self._learn_compiled)
 
     def _make_graph(self) -> LearningGraph:
@@ -155,12 +155,13 @@ class _Learner(_Sharer):
                 "clip gradients (Trainer(gradient_clip_val=0.5))."
             )
 
-    def _step(self, name: str, loss: Tensor) -> None:
+    def minimise(self, name: str, loss: Tensor, set_gradients: Callable[[], None]) -> None:
+        """One step of the shared optimizer, by the gradients that own parameters then have."""
         self._note(name, loss)
         pairs, optimizer = self._pairs[name], self._shared.optimizers[name]
         for _, own in pairs:
             own.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        set_gradients()
         for shared, own in pairs:
             shared.grad = own.grad
         self._clip(name)
@@ -189,6 +190,30 @@ class _Learner(_Sharer):
 def _take_over(pairs: Sequence[tuple[Parameter, Parameter]]) -> None:
     """Of each pair of a shared tensor and one's own, the shared numbers become one's own."""
     torch._foreach_copy_([own for _, own in pairs], [shared for shared, _ in pairs])
+
+
+class _Step(GradientStep):
+    """What a learner gives its agent's `update`."""
+
+    def __init__(self, learner: _Learner) -> None:
+        self._learner = learner
+
+    def __call__(self, name: str, loss: Tensor) -> None:
+        self._learner.minimise(name, loss, loss.backward)
+
+    def takes_gradients(self, parameters: Sequence[Tensor]) -> bool:
+        return True
+
+    def with_gradients(
+        self, name: str, loss: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> None:
+        self._learner.minimise(name, loss, partial(_set_gradients, parameters, gradients))
+
+
+def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.requires_grad:
+            parameter.grad = gradient
 
 
 class _ForeignLearner(_Sharer):

@@ -21,7 +21,8 @@ class ActionReader:
     rounding error (1e-5 of the bound, or 1e-5) is moved onto the bound, one further out is an error.
 
     Attributes:
-        one: action [1, *A] -> what the `step` of one env takes (an int for Discrete, else an array [*A]).
+        one: action [1, *A] -> what the `step` of one env takes (a number of the space's dtype for Discrete,
+            as its `sample` gives one, else an array [*A]).
         batch: action [B, *A] -> what the `step` of a vector env takes. Both return memory of their own, and raise
             EnvError, naming env, action, space and cure.
     """
@@ -63,12 +64,12 @@ class ActionReader:
         self.batch = self._numbers if is_box else self._integers
         self.one = self._one_discrete if isinstance(space, spaces.Discrete) else self._one_array
 
-    def _one_discrete(self, action: Array) -> int:
+    def _one_discrete(self, action: Array) -> Any:
         if action.size == 1:
             value = action.item()
             if value.__class__ is int and 0 <= value <= self._high:
-                return int(value + self._start)
-        return int(self._integers(action)[0])
+                return self._dtype.type(value + self._start)
+        return self._integers(action)[0]
 
     def _one_array(self, action: Array) -> Array:
         # The ellipsis keeps an array where the space has no dimensions.

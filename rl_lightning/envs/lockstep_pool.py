@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 from rl_lightning.envs.actions import ActionReader
@@ -42,7 +41,6 @@ class LockstepPool(EnvPool):
         self._reader = ObsReader(self.observation_space, self.num_envs)
         self._put, self._all_finite = self._reader.put, self._reader.all_finite
         self._to_action = ActionReader(self.action_space, self.num_envs).batch
-        self._takes_numbers = isinstance(self.action_space, spaces.Discrete)
         self._max_len = max_episode_len or 0
         self._lengths = [0] * self.num_envs
         self._no_flags = np.zeros(self.num_envs, np.bool_)
@@ -74,14 +72,13 @@ class LockstepPool(EnvPool):
 
     def step(self, action: Array) -> Step:
         actions = self._to_action(action)
-        each = actions.tolist() if self._takes_numbers else actions
         put, lengths, max_len, resting = self._put, self._lengths, self._max_len, self._resting
         obs = self._reader.empty() if resting is None else copy_obs(self._obs)
         rewards: list[Any] = [0.0] * self.num_envs
         terminateds, truncateds = [False] * self.num_envs, [False] * self.num_envs
         infos = [_NO_INFO] * self.num_envs
         for i, step in self._awake:
-            result = step(each[i])
+            result = step(actions[i])
             try:
                 raw_obs, reward, terminated, truncated, info = result
             except (TypeError, ValueError):

@@ -88,7 +88,7 @@ class _Share:
             if self._resting[i]:
                 continue
             self._context.beat()
-            result: Any = env.step(self._action[i].item() if self._takes_number else self._action[i, ...].copy())
+            result: Any = env.step(self._action[i] if self._takes_number else self._action[i, ...].copy())
             try:
                 obs, reward, terminated, truncated, info = result
             except (TypeError, ValueError):

@@ -305,7 +305,7 @@ def taken(space: gym.Space, action: Any) -> Any:
 
 def test_integers_count_from_the_spaces_start():
     action = taken(spaces.Discrete(3, start=5), np.array([2]))
-    assert (action, type(action)) == (7, int)
+    assert (action, type(action)) == (7, np.int64)  # as `space.sample()` gives one
     many = taken(spaces.MultiDiscrete([3, 4], start=[1, -2]), np.array([[2, 3]]))
     assert many.tolist() == [3, 1] and many.dtype == np.int64
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import torch
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from rl_lightning.optim import PackedOptimizer
 
 
-def clip_gradients(optimizer: Optimizer, parameters: list[Parameter], limit: float) -> None:
-    """`clip_norm` of all parameters of an optimizer, in the quickest way that it has."""
-    if not (isinstance(optimizer, PackedOptimizer) and optimizer.clip_norm(limit)):
-        clip_norm(parameters, limit)
+def clip_and_step(
+    optimizer: Optimizer, parameters: list[Parameter], max_norm: float | None, max_value: float | None
+) -> None:
+    """Clip the gradients of an optimizer's parameters, and step it, in the quickest way that it has."""
+    if max_value is None and isinstance(optimizer, PackedOptimizer) and optimizer.clip_and_step(max_norm):
+        return
+    clip_gradients(optimizer, parameters, max_norm, max_value)
+    optimizer.step()
+
+
+def clip_gradients(
+    optimizer: Optimizer, parameters: list[Parameter], max_norm: float | None, max_value: float | None
+) -> None:
+    """Clip the gradients of an optimizer's parameters: each number, the norm of all together, or neither (None)."""
+    if max_value is not None:
+        clip_grad_value_(parameters, max_value)
+    if max_norm is not None and not (isinstance(optimizer, PackedOptimizer) and optimizer.clip_norm(max_norm)):
+        clip_norm(parameters, max_norm)
 
 
 def clip_norm(parameters: list[Parameter], limit: float) -> None:

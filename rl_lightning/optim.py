@@ -82,19 +82,31 @@ class PackedOptimizer(Optimizer):
         if packs is None:
             self._packs = None
             return self._step_one_by_one(closure)
+        self._step_packs(packs)
+        return None
+
+    def clip_and_step(self, max_norm: float | None) -> bool:
+        """`clip_norm`, if there is a limit, and `step`, without what torch wraps around it where nobody asks for that:
+        a profiler's record, and hooks.
+
+        Returns:
+            False if it cannot be done here: somebody asks, or the gradients are not packed.
+        """
+        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, _global_pre_hooks, _global_post_hooks)
+        packs = self._gather() if not any(hooks) and getattr(self, "grad_scale", None) is None else None
+        if packs is None:
+            return False
+        if max_norm is not None:
+            _clip_packs(packs, max_norm)
+        self._opt_called = True  # schedulers warn where they see no step
+        self._step_packs(packs)
+        return True
+
+    def _step_packs(self, packs: list[_Pack]) -> None:
         for group, pack in zip(self.param_groups, packs, strict=True):
             pack.steps.add_(1)
             self.kernel(group, pack.flat, pack.gradient, pack.moments, pack.step)
             increment_version(pack.parameters)  # they were changed behind autograd's back
-        return None
-
-    def quick_step(self) -> None:
-        """`step`, without what torch wraps around it where nobody asks for that: a profiler's record, and hooks."""
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _global_pre_hooks or _global_post_hooks:
-            self.step()
-        else:
-            self._opt_called = True  # schedulers warn where they see no step
-            PackedOptimizer.step(self)
 
     def _step_one_by_one(self, closure: Callable[[], float] | None) -> Any:
         """Torch's own step."""
@@ -107,16 +119,9 @@ class PackedOptimizer(Optimizer):
             False if it cannot be done here, because the gradients are not packed.
         """
         packs = self._gather()
-        if packs is None:
-            return False
-        norms = [torch.linalg.vector_norm(pack.gradient) for pack in packs]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        # On the host a number is quicker than four more kernels; elsewhere reading it would wait for the device.
-        scale = limit / (norm.item() + 1e-6) if norm.is_cpu else (limit / (norm + 1e-6)).clamp_(max=1.0)
-        if not norm.is_cpu or not scale >= 1.0:
-            for pack in packs:
-                pack.gradient.mul_(scale)
-        return True
+        if packs is not None:
+            _clip_packs(packs, limit)
+        return packs is not None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -294,6 +299,16 @@ class RMSprop(PackedOptimizer, torch.optim.RMSprop):
         (square,) = moments
         square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
         parameter.sub_(lr * gradient / (square.sqrt() + group["eps"]))
+
+
+def _clip_packs(packs: list[_Pack], limit: float) -> None:
+    norms = [torch.linalg.vector_norm(pack.gradient) for pack in packs]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    # On the host a number is quicker than four more kernels; elsewhere reading it would wait for the device.
+    scale = limit / (norm.item() + 1e-6) if norm.is_cpu else (limit / (norm + 1e-6)).clamp_(max=1.0)
+    if not norm.is_cpu or not scale >= 1.0:
+        for pack in packs:
+            pack.gradient.mul_(scale)
 
 
 def _gather_gradients(pack: _Pack) -> bool:

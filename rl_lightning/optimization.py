@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor
-from torch.nn.utils import clip_grad_value_
 from torch.optim import Optimizer
 
-from rl_lightning.clipping import clip_gradients
-from rl_lightning.optim import PackedOptimizer
+from rl_lightning.clipping import clip_and_step, clip_gradients
 from rl_lightning.types import ConfigurationError, GradientStep, NonFiniteError
 
 if TYPE_CHECKING:
@@ -59,6 +57,7 @@ class Optimization(GradientStep):
             hooks.method("configure_gradient_clipping") if hooks.overridden("configure_gradient_clipping") else None
         )
         self._own_step = hooks.method("optimizer_step") if hooks.overridden("optimizer_step") else None
+        self._steps_plainly = all(one is None for one in (self._scaler, self._own_clipping, self._own_step))
         self.accumulating = False
         self.last_loss: Tensor | None = None
 
@@ -173,30 +172,21 @@ class Optimization(GradientStep):
             self._scaler.unscale_(optimizer)
         if self._before_step is not None:
             self._before_step(optimizer)
-        self._clip(name, optimizer)
+        trainer, parameters = self._trainer, self._parameters[name]
+        if self._steps_plainly:
+            clip_and_step(optimizer, parameters, *clip_limits(trainer))
+            return
+        if self._own_clipping is not None:
+            self._own_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        else:
+            clip_gradients(optimizer, parameters, *clip_limits(trainer))
         if self._own_step is not None:
-            self._own_step(self._trainer.current_epoch, self._batch_idx, optimizer, lambda: self.last_loss)
+            self._own_step(trainer.current_epoch, self._batch_idx, optimizer, lambda: self.last_loss)
         elif self._scaler is not None:
             self._scaler.step(optimizer)
             self._scaler.update()
-        elif isinstance(optimizer, PackedOptimizer):
-            optimizer.quick_step()
         else:
             optimizer.step()
-
-    def _clip(self, name: str, optimizer: Optimizer) -> None:
-        """The Trainer's clipping where it is set, the agent's own otherwise."""
-        trainer = self._trainer
-        if self._own_clipping is not None:
-            self._own_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-            return
-        limit = clip_limit(trainer)
-        if not limit:
-            return
-        if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
-            clip_grad_value_(self._parameters[name], limit)
-        else:
-            clip_gradients(optimizer, self._parameters[name], limit)
 
     @property
     def _batch_idx(self) -> int:
@@ -208,15 +198,13 @@ def _is_plain(parameter: Tensor) -> bool:
     return parameter._backward_hooks is None and parameter._post_accumulate_grad_hooks is None
 
 
-def clip_limit(trainer: Trainer) -> float | None:
-    """How far gradients may go: the Trainer's limit where it is set, the agent's own otherwise; 0 or None: no limit."""
-    limit = trainer.gradient_clip_val
-    return trainer.lightning_module.agent.max_grad_norm if limit is None else limit
-
-
 def clip_limits(trainer: Trainer) -> tuple[float | None, float | None]:
-    """How far the norm, and how far each number, of all gradients together may go; None: no limit."""
-    limit = clip_limit(trainer) or None
+    """How far the norm, and how far each number, of all gradients together may go; None: no limit.
+
+    The Trainer's limit where it is set (0 is none), the agent's own otherwise.
+    """
+    limit = trainer.gradient_clip_val
+    limit = (trainer.lightning_module.agent.max_grad_norm if limit is None else limit) or None
     by_value = trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
     return (None, limit) if by_value else (limit, None)
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_value_
 
 from rl_lightning.agents import Agent, ForeignAgent, as_agent
-from rl_lightning.clipping import clip_gradients
+from rl_lightning.clipping import clip_and_step
 from rl_lightning.denormals import without_denormals
 from rl_lightning.metrics import Means
-from rl_lightning.optim import PackedOptimizer
 from rl_lightning.strategies.crew import Crew
 from rl_lightning.strategies.sharing import Parts, own_copy
 from rl_lightning.strategies.worker import Job, Worker
@@ -164,20 +162,9 @@ class _Learner(_Sharer):
         set_gradients()
         for shared, own in pairs:
             shared.grad = own.grad
-        self._clip(name)
-        if isinstance(optimizer, PackedOptimizer):
-            optimizer.quick_step()
-        else:
-            optimizer.step()
+        parameters = [shared for shared, _ in pairs]
+        clip_and_step(optimizer, parameters, self.job.max_grad_norm, self.job.max_grad_value)
         _take_over(pairs)
-
-    def _clip(self, name: str) -> None:
-        job, optimizer = self.job, self._shared.optimizers[name]
-        parameters = [shared for shared, _ in self._pairs[name]]
-        if job.max_grad_value:
-            clip_grad_value_(parameters, job.max_grad_value)
-        if job.max_grad_norm:
-            clip_gradients(optimizer, parameters, job.max_grad_norm)
 
     def report(self, **more: Any) -> None:
         if self._num_updates:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rl_lightning.optim import Adam, PackedOptimizer, RMSprop
+from rl_lightning.clipping import clip_and_step, clip_gradients
+from rl_lightning.optim import Adam, RMSprop
 
 PAIRS = {
     "adam": (
@@ -33,9 +34,12 @@ def twins(name: str):
 def learn(network, optimizer, x, *, limit=0.1, quick=False):
     optimizer.zero_grad()
     network(x).square().mean().backward()
-    if not (isinstance(optimizer, PackedOptimizer) and optimizer.clip_norm(limit)):
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
-    optimizer.quick_step() if quick else optimizer.step()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if quick:
+        clip_and_step(optimizer, parameters, limit, None)
+    else:
+        clip_gradients(optimizer, parameters, limit, None)
+        optimizer.step()
 
 
 def assert_same(ours, theirs):

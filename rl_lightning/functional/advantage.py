@@ -159,8 +159,9 @@ def explained_variance(prediction: Numbers, target: Numbers) -> Numbers:
 
 
 def _variance(x: Array) -> float:
-    x = (x - x.sum() / max(x.size, 1)).reshape(-1)
-    return float(x @ x) / max(x.size, 1)
+    count = max(x.size, 1)
+    x = x - x.sum() / count
+    return float((x * x).sum()) / count
 
 
 def _check_one_shape(function: str, **tensors: Numbers) -> None:

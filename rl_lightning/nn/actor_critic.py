@@ -30,7 +30,7 @@ class PassedOnHost(NamedTuple):
 
     parameters: list[Tensor]
     outputs: tuple[Array, Array, Array]
-    back: Callable[[Any, Any, Any], list[Array]]
+    back: Callable[[Any, Any, Any], list[Tensor]]
 
 
 class ActorCritic(nn.Module):
@@ -118,7 +118,7 @@ class ActorCritic(nn.Module):
         return sample.clip(self.low.numpy(), self.high.numpy()), {"sample": sample}
 
     def pass_on_host(self, obs: Array, action: Array, *, max_products: int) -> PassedOnHost | None:
-        """Log-probabilities, entropies and values in NumPy, with the way back; None where that is not possible.
+        """Log-probabilities, entropies and values without autograd, with the way back; None where that cannot be.
 
         Args:
             obs, action: [N, *O] and [N, *A].
@@ -139,9 +139,9 @@ class ActorCritic(nn.Module):
         if judged is None:
             return None
 
-        def back(by_log_prob: Any, by_entropy: Any, by_value: Any) -> list[Array]:
+        def back(by_log_prob: Any, by_entropy: Any, by_value: Any) -> list[Tensor]:
             of_numbers, of_head = judged.back(by_log_prob, by_entropy)
-            return [*policy.back(of_numbers), *value.back(by_value[:, None]), *of_head]
+            return [*policy.back(of_numbers), *value.back(by_value[:, None]), *map(torch.from_numpy, of_head)]
 
         parameters = [*policy.parameters, *value.parameters, *head.parameters()]
         return PassedOnHost(parameters, (judged.log_prob, judged.entropy, value.output[:, 0]), back)

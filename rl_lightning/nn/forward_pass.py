@@ -21,7 +21,7 @@ from rl_lightning.nn.distributions import Distribution
 from rl_lightning.types import GradientStep, Metrics, Numbers, ObsTensor, StepFn
 
 MAX_PRODUCTS = 4_000_000
-"""Rows times weights up to which NumPy is the faster for a whole learning step."""
+"""Rows times weights up to which a learning step is faster so than by autograd: beyond, arithmetic is what costs."""
 
 
 class ForwardPass(ABC):
@@ -111,7 +111,7 @@ class _HostPass(ForwardPass):
     xp = np
 
     def __init__(
-        self, parameters: Sequence[Tensor], outputs: tuple[Numbers, ...], back: Callable[..., list[Numbers]]
+        self, parameters: Sequence[Tensor], outputs: tuple[Numbers, ...], back: Callable[..., list[Tensor]]
     ) -> None:
         self._parameters, self._back = parameters, back
         self.log_prob, self.entropy, self.value = outputs
@@ -125,7 +125,7 @@ class _HostPass(ForwardPass):
     def loss(self, loss: Any, *, log_prob: Numbers, entropy: Numbers, value: Numbers) -> Tensor:
         def back(scale: Tensor) -> list[Tensor]:
             by = scale.item()
-            return [torch.from_numpy(array) for array in self._back(log_prob * by, entropy * by, value * by)]
+            return self._back(log_prob * by, entropy * by, value * by)
 
         known: Tensor = _Known.apply(torch.tensor(float(loss)), back, *self._parameters)  # type: ignore[no-untyped-call]
         return known
@@ -136,7 +136,7 @@ class _HostPass(ForwardPass):
         if not (isinstance(step, GradientStep) and step.takes_gradients(self._parameters)):
             super().minimise(step, name, loss, log_prob=log_prob, entropy=entropy, value=value)
             return
-        gradients = [torch.from_numpy(array) for array in self._back(log_prob, entropy, value)]
+        gradients = self._back(log_prob, entropy, value)
         step.with_gradients(name, torch.tensor(float(loss)), self._parameters, gradients)
 
     def metrics(self, metrics: Mapping[str, Any]) -> Metrics:

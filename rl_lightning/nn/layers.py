@@ -13,16 +13,26 @@ from torch.nn import functional as F
 
 from rl_lightning.types import Array
 
-MAX_PRODUCTS = 300_000
+MAX_PRODUCTS = 262_144
 """Rows times weights up to which NumPy is the faster. Forward, 1 to 64 rows through 4-64-64-2 take 4 to 16 microseconds
-instead of 11 to 20; 8 rows through 4-256-256-2, above this limit, 30 instead of 23. With the gradient, half as many."""
+instead of 11 to 20; 8 rows through 4-256-256-2, above this limit, 30 instead of 23. With the gradient, half as many.
+
+NumPy's BLAS takes several threads for more products than these in one matrix. They and torch's then wait for each
+other: on two cores, where no variable sets the number of threads to 1, all takes ten times as long.
+"""
+MAX_SUMMANDS = 9_216
+"""The same for numbers of a matrix that is multiplied by a vector."""
 
 
 def _tanh_backward(gradient: Any, y: Any) -> Any:
+    if isinstance(y, Tensor):
+        return torch.ops.aten.tanh_backward.default(gradient, y)  # one kernel
     return gradient * (1.0 - y * y)
 
 
 def _relu_backward(gradient: Any, y: Any) -> Any:
+    if isinstance(y, Tensor):
+        return torch.ops.aten.threshold_backward.default(gradient, y, 0)
     return gradient * (y > 0.0)
 
 
@@ -67,7 +77,7 @@ class Layers(nn.Sequential):
         return x
 
     def pass_on_host(self, x: Array, *, max_products: int) -> HostPass | None:
-        """[N, in] through the plain layers in NumPy, with the way back; None where they cannot, or need not, run there.
+        """[N, in] through the plain layers without autograd, with the way back; None where that cannot be.
 
         Args:
             max_products: rows times weights at most.
@@ -75,7 +85,7 @@ class Layers(nn.Sequential):
         plan = self._current_plan()
         if plan.max_rows < 0 or len(x) * plan.num_weights > max_products or any(plan.hooks) or any(hooks_of(self)):
             return None
-        return HostPass(plan, plan.on_host(x))
+        return HostPass(plan, x)
 
     def start_on_host(self, x: Array) -> tuple[Array, list[nn.Module]] | None:
         """[N, in] through the plain layers in NumPy, and the layers that are left; None where they cannot run there."""
@@ -99,7 +109,7 @@ class Layers(nn.Sequential):
 
 
 class HostPass:
-    """A batch on its way through plain layers in NumPy.
+    """A batch on its way through plain layers on the host; small products in NumPy, large ones in torch.
 
     Attributes:
         output: [N, out] of the last of them.
@@ -107,14 +117,24 @@ class HostPass:
         parameters: the weights and biases in turn.
     """
 
-    def __init__(self, plan: _Plan, arrays: list[Array]) -> None:
-        self._plan, self._arrays, self._weights = plan, arrays, plan.weights
-        self.output, self.others, self.parameters = arrays[-1], plan.others, plan.tensors()
+    def __init__(self, plan: _Plan, x: Array) -> None:
+        self._plan, self.others, self.parameters = plan, plan.others, plan.tensors()
+        self._in_numpy = len(x) * plan.largest <= MAX_PRODUCTS
+        self._passed: list[Any]
+        self._weights: list[Any]
+        if self._in_numpy:
+            self._passed = plan.on_host(x)
+            self._weights, self.output = plan.weights, self._passed[-1]
+        else:
+            tensors = [tensor.detach() for tensor in self.parameters]
+            self._passed = plan.in_torch(torch.from_numpy(x), tensors)
+            self._weights, self.output = tensors[::2], self._passed[-1].numpy()
 
-    def back(self, gradient: Array) -> list[Array]:
+    def back(self, gradient: Array) -> list[Tensor]:
         """From the gradient of `output` to those of `parameters`."""
-        gradients: list[Array] = self._plan.backward(gradient, self._arrays, self._weights, to_input=False)[1]
-        return gradients
+        given: Any = gradient if self._in_numpy else torch.from_numpy(gradient)
+        gradients = self._plan.backward(given, self._passed, self._weights, to_input=False)[1]
+        return list(map(torch.from_numpy, gradients)) if self._in_numpy else gradients
 
 
 class _Plan:
@@ -127,6 +147,7 @@ class _Plan:
             in `_ACTIVATIONS`, or three times None.
         others: the layers after those.
         num_weights: of all plain layers, biases included.
+        largest: the most weights that a plain layer has.
         max_rows: of a batch that passes on the host; -1 where the parameters are not float32 and there.
     """
 
@@ -143,6 +164,7 @@ class _Plan:
         tensors = self.tensors()
         is_on_host = all(type(t.data) is Tensor and t.is_cpu and t.dtype == torch.float32 for t in tensors)
         self.num_weights = sum(tensor.numel() for tensor in tensors)
+        self.largest = max((tensor.numel() for tensor in tensors), default=0)
         self.max_rows = MAX_PRODUCTS // self.num_weights if self.num_weights and is_on_host else -1
         self._addresses: list[int] = []
         self._steps: list[_Step] = []
@@ -186,15 +208,11 @@ class _Plan:
             weights: [out, in], of each linear layer.
         """
         gradients: list[Any] = []
-        # as a product NumPy adds up rows four times as fast
-        ones = (
-            np.ones(len(gradient), np.float32) if isinstance(gradient, np.ndarray) else gradient.new_ones(len(gradient))
-        )
         for k in reversed(range(len(self.plain))):
             activate_backward = self.plain[k][3]
             if activate_backward is not None:
                 gradient = activate_backward(gradient, passed[k + 1])
-            gradients += [ones @ gradient, gradient.T @ passed[k]]
+            gradients += [_sum_rows(gradient), gradient.T @ passed[k]]
             if k or to_input:
                 gradient = gradient @ weights[k]
         return gradient if to_input else None, gradients[::-1]
@@ -214,6 +232,13 @@ class _Plan:
             weight, bias = parameters["weight"].detach().numpy(), parameters["bias"].detach().numpy()
             steps.append((weight.T, bias, activate))
         return steps
+
+
+def _sum_rows(x: Any) -> Any:
+    """[N, F] -> [F]."""
+    if isinstance(x, np.ndarray) and x.size < MAX_SUMMANDS:
+        return np.ones(len(x), np.float32) @ x  # 1.4 microseconds instead of 5.7 for 256 x 64
+    return x.sum(axis=0)
 
 
 _Step: TypeAlias = tuple[Array, Array, Callable[..., Array] | None]

@@ -160,6 +160,17 @@ def test_small_networks_pass_in_numpy(kind):
     assert not is_on_host(built(PPO(hidden_sizes=(400, 400)), ACTIONS[kind]).network, *rows(ACTIONS[kind], 64))
 
 
+@pytest.mark.parametrize(("num_rows", "in_numpy"), [(64, True), (65, False)])
+def test_products_that_numpy_would_take_threads_for_are_torch_s(num_rows, in_numpy):
+    agent = built(PPO(), ACTIONS["box"])
+    with torch.profiler.profile() as profile:
+        found = pass_forward(agent.network, *rows(ACTIONS["box"], num_rows))
+        found.loss(0.0, log_prob=found.log_prob, entropy=1.0, value=found.value).backward()
+    assert found.xp is np
+    products = {event.key for event in profile.key_averages()} & {"aten::mm", "aten::addmm", "aten::matmul", "aten::mv"}
+    assert (not products) == in_numpy
+
+
 WATCHED = ["", "encoder", "policy_layers", "value_layers", "policy_layers.0", "policy_layers.5"]
 
 

@@ -34,7 +34,8 @@ from rl_lightning.memory.row_store import RowStore
 from rl_lightning.module import RLModule
 from rl_lightning.optimization import clip_limits
 from rl_lightning.strategies import AsyncPlan, AsyncStrategy, BatchStrategy, Strategy, SyncStrategy
-from rl_lightning.types import ConfigurationError, NonFiniteError
+from rl_lightning.threads import fitting_threads
+from rl_lightning.types import ConfigurationError, NonFiniteError, check_counts
 
 _SEED_VARIABLE = "PL_GLOBAL_SEED"
 """Where `seed_everything` leaves its seed."""
@@ -85,6 +86,8 @@ class Trainer(pl.Trainer):
         steps_per_epoch: env steps in an epoch; the evaluation ends it.
         log_every_n_steps: env steps between two log entries.
         num_sanity_val_steps: evaluation episodes before training.
+        num_threads: of torch on the host, while fitting. None: one for agents of fewer than 100,000 weights, to which
+            more are of no use and a busy machine's a burden; for others as torch has it.
         compile: make one compiled graph of a whole learning step (losses, gradients, clipping, optimizers), with the
             same results to rounding, in about half the time for small networks, for seconds of start-up that are
             printed. Where something overridden must run in its middle, or it cannot be compiled, a warning says so,
@@ -120,15 +123,19 @@ class Trainer(pl.Trainer):
         steps_per_epoch: int = 10_000,
         log_every_n_steps: int | None = None,
         num_sanity_val_steps: int | None = 0,
+        num_threads: int | None = None,
         compile: bool = False,
         **kwargs: Any,
     ) -> None:
         check_flags(steps_per_epoch, kwargs)
-        own = {"steps_per_epoch": steps_per_epoch, "log_every_n_steps": log_every_n_steps, "compile": compile}
-        self.init_args = {"strategy": strategy, **own, "num_sanity_val_steps": num_sanity_val_steps, **kwargs}
+        check_counts(num_threads=num_threads)
+        own = {"steps_per_epoch": steps_per_epoch, "log_every_n_steps": log_every_n_steps, "num_threads": num_threads}
+        more = {"compile": compile, "num_sanity_val_steps": num_sanity_val_steps}
+        self.init_args = {"strategy": strategy, **own, **more, **kwargs}
         self.fit_args: dict[str, Any] = {}
         self.steps_per_epoch = steps_per_epoch
         self.compile = compile
+        self.num_threads = num_threads
         self._gathering: str | Strategy = strategy if isinstance(strategy, Strategy) else "batch"
         if strategy in ("auto", "sync", "batch", "async") or isinstance(strategy, Strategy):
             self._gathering, strategy = AsyncStrategy() if strategy == "async" else strategy, "auto"
@@ -203,7 +210,8 @@ class Trainer(pl.Trainer):
             module.build(self._train_pool.observation_space, self._train_pool.action_space)
             module.named_optimizers()
             self._add_schedules(module.agent)
-            super().fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=_default_true(weights_only))
+            with fitting_threads(module, self.num_threads):
+                super().fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=_default_true(weights_only))
         finally:
             self._train_pool.close()
             self._train_pool = None

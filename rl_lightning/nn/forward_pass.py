@@ -1,8 +1,8 @@
 """An actor-critic's view of some transitions, and the way back from a loss whose derivatives are known.
 
 For a small network most of what a loss costs is autograd's bookkeeping, not arithmetic: who works out by hand how the
-loss changes with each log-probability, entropy and value saves two thirds of it. The same few lines then run in NumPy
-for small networks on the host, and in torch everywhere else.
+loss changes with each log-probability, entropy and value saves a third of a learning step. The same few lines then run
+in NumPy for small networks on the host, and in torch everywhere else.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ def _on_host(network: ActorCritic, obs: ObsTensor, action: Tensor) -> ForwardPas
     if (
         torch.compiler.is_compiling()
         or torch.is_anomaly_enabled()
+        or torch.is_autocast_enabled("cpu")
         or type(network) is not ActorCritic
         or type(obs) is not Tensor
         or not obs.is_cpu

@@ -198,6 +198,17 @@ def test_who_watches_a_layer_s_gradient_is_told():
     assert seen == [agent.network.value_layers[2]]
 
 
+@pytest.mark.parametrize("num_rows", [8, 256])
+def test_mixed_precision_is_torch_s(num_rows):
+    agent = built(PPO(), ACTIONS["discrete"])
+    obs, action = rows(ACTIONS["discrete"], num_rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pass_forward(agent.network, obs, action)
+        found.loss(torch.tensor(0.0), log_prob=found.log_prob, entropy=1.0, value=found.value).backward()
+    assert found.xp is torch
+    assert all(parameter.grad.dtype == torch.float32 for parameter in agent.network.parameters())
+
+
 def test_a_network_of_one_s_own_is_asked():
     class Own(ActorCritic):
         def forward(self, obs):

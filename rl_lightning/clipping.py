@@ -1,13 +1,23 @@
-"""Gradients that are too large, made smaller in place."""
+"""Gradients on their way to an optimizer: set, made smaller in place where they are too large, and taken."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from rl_lightning.optim import PackedOptimizer
+
+
+def add_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """What a backward pass does with gradients, whose memory may be kept, where nobody is told of it."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.requires_grad:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def clip_and_step(

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rl_lightning.clipping import clip_and_step, clip_gradients
+from rl_lightning.clipping import add_gradients, clip_and_step, clip_gradients
 from rl_lightning.types import ConfigurationError, GradientStep, NonFiniteError
 
 if TYPE_CHECKING:
@@ -88,11 +88,7 @@ class Optimization(GradientStep):
         self, name: str, loss: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> None:
         every = self._begin(name, loss)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter.requires_grad:
-                if every != 1:
-                    gradient /= every
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        add_gradients(parameters, gradients if every == 1 else [gradient / every for gradient in gradients])
         self._finish(name, every)
 
     def _begin(self, name: str, loss: Tensor) -> int:

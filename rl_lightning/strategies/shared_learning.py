@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rl_lightning.agents import Agent, ForeignAgent, as_agent
-from rl_lightning.clipping import clip_and_step
+from rl_lightning.clipping import add_gradients, clip_and_step
 from rl_lightning.denormals import without_denormals
 from rl_lightning.metrics import Means
 from rl_lightning.strategies.crew import Crew
@@ -194,13 +194,7 @@ class _Step(GradientStep):
     def with_gradients(
         self, name: str, loss: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> None:
-        self._learner.minimise(name, loss, partial(_set_gradients, parameters, gradients))
-
-
-def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if parameter.requires_grad:
-            parameter.grad = gradient
+        self._learner.minimise(name, loss, partial(add_gradients, parameters, gradients))
 
 
 class _ForeignLearner(_Sharer):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from rl_lightning.clipping import clip_norm
+from rl_lightning.clipping import add_gradients, clip_norm
 
 
 def network(dtype=torch.float32):
@@ -51,3 +51,9 @@ def test_what_is_not_finite_stays_so(value):
     module[0].bias.grad[0] = value
     clip_norm(list(module.parameters()), 0.5)
     assert module[0].weight.grad.isnan().all() or (module[0].weight.grad == 0).all()
+
+
+def test_given_gradients_add_up_and_frozen_parameters_get_none():
+    shared, frozen = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2), requires_grad=False)
+    add_gradients([shared, frozen, shared], [torch.tensor([1.0, 2.0]), torch.ones(2), torch.tensor([0.5, 0.5])])
+    assert shared.grad.tolist() == [1.5, 2.5] and frozen.grad is None

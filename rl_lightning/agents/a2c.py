@@ -109,16 +109,17 @@ class A2C(Agent):
         """What to learn from a rollout: the same fields, normalised."""
         return self.normalization.rollout(to_device(rollout, self.entropy_weight.device))
 
-    def advantage(self, rollout: Batch, value: Numbers) -> Numbers:
+    def advantage(self, rollout: Batch, value: Tensor) -> Tensor:
         """[T, B] estimates of a rollout's advantages, from the values [T, B] of its states."""
         decays = {"discount": self.discount, "trace_decay": self.trace_decay}
-        return advantages_of_rollout(self.network, rollout, value, **decays)
+        advantage: Tensor = advantages_of_rollout(self.network, rollout, value, **decays)
+        return advantage
 
     @torch.no_grad()
-    def targets(self, rollout: Batch, value: Numbers, log_prob: Numbers) -> tuple[Numbers, Numbers]:
+    def targets(self, rollout: Batch, value: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """Value targets and advantages of a rollout, from the values of its states and how likely its actions now are.
 
-        Every argument and result is [T, B]; tensors, or without `v_trace` also arrays.
+        Every argument and result is [T, B].
         """
         if not self.v_trace:
             advantage = self.advantage(rollout, value)
@@ -166,14 +167,9 @@ class A2C(Agent):
     def _targets(self, now: ForwardPass, batch: Batch) -> tuple[Numbers, Numbers]:
         """`targets` of a rollout that was passed through the network, [N] each."""
         shape = batch["reward"].shape
-        if self.v_trace:
-            value, log_prob = now.tensor(now.value).view(shape), now.tensor(now.log_prob).view(shape)
-            target, advantage = map(now.numbers, self.targets(batch, value, log_prob))
-        else:
-            names = ("reward", "next_obs", "terminated", "truncated")
-            rollout = {name: tree_map(now.numbers, batch[name]) for name in names}
-            target, advantage = self.targets(rollout, now.value.reshape(shape), now.log_prob)
-        return target.reshape(-1), advantage.reshape(-1)
+        value, log_prob = now.tensor(now.value).view(shape), now.tensor(now.log_prob).view(shape)
+        target, advantage = self.targets(batch, value, log_prob)
+        return now.numbers(target.flatten()), now.numbers(advantage.flatten())
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """RMSprop with the paper's decay, or Adam."""
